@@ -1,0 +1,88 @@
+# `make help` lists the targets. uv manages the environment from requirements.lock; it is
+# fetched into .tools/ when the machine has none.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+UV := $(shell command -v uv 2>/dev/null || echo .tools/uv/bin/uv)
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+export UV_PYTHON_DOWNLOADS := never
+
+.PHONY: help demo test check test-slow bench serve worker dashboard migrate \
+        format lint types imports lock setup browser postgres clean
+
+help: ## show this text
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-11s %s\n", $$1, $$2}' \
+		$(MAKEFILE_LIST)
+
+.tools/uv/bin/uv:
+	$(PYTHON) -m venv .tools/uv
+	.tools/uv/bin/pip install --quiet uv
+
+$(INSTALLED): requirements.lock pyproject.toml | $(filter .tools/%,$(UV))
+	$(UV) venv --quiet --allow-existing --python $(PYTHON) .venv
+	$(UV) pip sync --quiet requirements.lock
+	$(UV) pip install --quiet --no-deps --editable .
+	@touch $@
+
+setup: $(INSTALLED) ## install what everything else needs into .venv
+
+demo: $(INSTALLED) ## run everything on real retail data, with shoppers; Ctrl-C stops it
+	@$(BIN)/experiment-service demo
+
+test: $(INSTALLED) browser postgres ## run all tests but the slow ones, on both PostgreSQL servers
+	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest tests/integration --server debian
+
+check: $(INSTALLED) lint types imports test ## all that CI runs: format, lint, types, imports, tests
+
+test-slow: $(INSTALLED) ## calibration of the statistics by simulation
+	$(BIN)/python -m pytest -m slow -s tests/statistical
+
+bench: $(INSTALLED) ## speed beside a floor measured in the same run
+	$(BIN)/python tests/benchmarks/bench_http.py
+
+serve: $(INSTALLED) ## run the API
+	@$(BIN)/experiment-service serve
+
+worker: $(INSTALLED) ## run the scheduled jobs
+	@$(BIN)/experiment-service worker
+
+dashboard: $(INSTALLED) ## run the dashboard
+	@$(BIN)/experiment-service dashboard
+
+migrate: $(INSTALLED) ## bring the database schema up to date
+	@$(BIN)/experiment-service migrate
+
+format: $(INSTALLED) ## format the code
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+lint: $(INSTALLED)
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+
+types: $(INSTALLED)
+	$(BIN)/mypy
+
+imports: $(INSTALLED)
+	$(BIN)/lint-imports
+
+lock: | $(filter .tools/%,$(UV)) ## choose versions anew within the bounds of pyproject.toml
+	$(UV) pip compile pyproject.toml --quiet --upgrade --universal --python-version 3.11 \
+		--generate-hashes --no-emit-index-url --no-annotate --no-header \
+		--group demo --group dev --output-file requirements.lock
+
+# Tests drive the dashboard in a real browser and run on a second PostgreSQL; both come
+# from Debian. Elsewhere, install chromium and postgresql by hand.
+browser:
+	@command -v chromium >/dev/null || bash tests/apt-install chromium
+
+postgres:
+	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || bash tests/apt-install postgresql
+
+clean: ## remove the environment and the demo's data
+	rm -rf .venv .tools .experiment-service

@@ -1,0 +1,1 @@
+"""The dashboard: pages over `experiment_service.reporting`, run by Streamlit."""

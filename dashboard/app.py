@@ -1,0 +1,24 @@
+"""The dashboard: `streamlit run dashboard/app.py`.
+
+Opens the database of the settings; a page more is one line here and one file in views/.
+"""
+
+from pathlib import Path
+
+import streamlit as st
+
+_HERE = Path(__file__).parent
+
+st.set_page_config(
+    page_title="Experiment Service", page_icon=str(_HERE / "icon.svg"), layout="wide"
+)
+st.html(_HERE / "style.css")
+st.navigation(
+    [
+        st.Page("views/overview.py", title="Overview", icon=":material/list:"),
+        st.Page("views/experiment.py", title="Experiment", icon=":material/science:"),
+        st.Page("views/bandit.py", title="Bandit", icon=":material/casino:"),
+        st.Page("views/health.py", title="Health", icon=":material/monitor_heart:"),
+    ],
+    position="top",
+).run()

@@ -1,0 +1,121 @@
+"""The dashboard's only door to data: reports, kept for a few seconds.
+
+Every viewer shares one copy of a report. One that takes long to build is kept ten times
+as long as it took, so that watching never costs the database more than a tenth of its
+time.
+"""
+
+import atexit
+import threading
+import time
+from collections.abc import Callable, Hashable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import streamlit as st
+
+from experiment_service.config import Settings
+from experiment_service.reporting import (
+    ListedExperiment,
+    Operations,
+    OverviewRow,
+    Report,
+    Reports,
+)
+
+#: Seconds between two looks of a page at its numbers.
+REFRESH_SECONDS = 5
+
+_Value = TypeVar("_Value")
+
+
+class Fresh:
+    """Values by key, built anew once they are old; one thread builds, others wait.
+
+    Parameters
+    ----------
+    clock : callable
+        Returns seconds that only grow.
+    seconds : float
+        Least time for which a value is kept.
+    """
+
+    def __init__(self, *, clock: Callable[[], float], seconds: float) -> None:
+        self._clock = clock
+        self._seconds = seconds
+        self._values: dict[Hashable, tuple[float, Any]] = {}
+        self._lock = threading.Lock()
+        self._building: dict[Hashable, threading.Lock] = {}
+
+    def get(self, key: Hashable, build: Callable[[], _Value]) -> _Value:
+        """Return the value of a key; what `build` raises is not kept."""
+        with self._lock:
+            building = self._building.setdefault(key, threading.Lock())
+        with building:
+            started = self._clock()
+            good_until, kept = self._values.get(key, (started, None))
+            if started < good_until:
+                value: _Value = kept
+                return value
+            value = build()
+            took = self._clock() - started
+            self._values[key] = (started + max(self._seconds, 10 * took), value)
+            return value
+
+
+class _Door:
+    def __init__(self, database_url: str | None, data_dir: Path) -> None:
+        self.reports = Reports(database_url, data_dir)
+        # A little less than the refresh, or every second look would be at old numbers.
+        self.fresh = Fresh(clock=time.monotonic, seconds=0.8 * REFRESH_SECONDS)
+        atexit.register(self.reports.close)
+
+    def close(self) -> None:
+        atexit.unregister(self.reports.close)
+        self.reports.close()
+
+
+@st.cache_resource(show_spinner=False, on_release=_Door.close)
+def _open(database_url: str | None, data_dir: Path) -> _Door:
+    return _Door(database_url, data_dir)
+
+
+def _door() -> _Door:
+    settings = Settings.from_environment()
+    return _open(settings.database_url, settings.data_dir)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)  # noqa: TID251 - an entry point reads the clock
+
+
+def experiments() -> tuple[ListedExperiment, ...]:
+    """Name every experiment, the running ones first."""
+    door = _door()
+    return door.fresh.get("experiments", door.reports.experiments)
+
+
+def bandits() -> tuple[ListedExperiment, ...]:
+    """Name every bandit, the running ones first."""
+    return tuple(each for each in experiments() if each.kind == "bandit")
+
+
+def overview() -> tuple[OverviewRow, ...]:
+    """Return a line for every experiment."""
+    door = _door()
+    return door.fresh.get("overview", lambda: door.reports.overview(as_of=_now()))
+
+
+def report(key: str) -> Report:
+    """Return the report of an experiment."""
+    door = _door()
+    return door.fresh.get(
+        ("report", key), lambda: door.reports.report(key, as_of=_now())
+    )
+
+
+def operations() -> Operations:
+    """Say how the service as a whole is doing."""
+    door = _door()
+    return door.fresh.get("operations", lambda: door.reports.operations(as_of=_now()))

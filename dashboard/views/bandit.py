@@ -1,0 +1,111 @@
+"""A bandit: where its traffic goes, what its policy believes, and what it did."""
+
+import streamlit as st
+
+from dashboard import charts, encodings, formats, parts, reports, tables
+from experiment_service.reporting import BanditReport, Report
+
+
+@st.fragment(run_every=reports.REFRESH_SECONDS)
+def _live() -> None:
+    with parts.problems_in_words():
+        key = parts.choose_experiment("Bandit", reports.bandits)
+        if key is None:
+            st.info(
+                "There are no bandits yet. An experiment of kind `bandit` names a "
+                "policy that moves its weights.",
+                icon=":material/casino:",
+            )
+            return
+        report = reports.report(key)
+        bandit = report.bandit
+        if bandit is None:
+            return
+        parts.header(report)
+        parts.summary_box(report.summary)
+        st.page_link(
+            "views/experiment.py",
+            label="Differences to control are on the page Experiment",
+            icon=":material/science:",
+            query_params={"experiment": key},
+        )
+        _policy(report, bandit)
+        _traffic(report)
+        _beliefs(report, bandit)
+        _history(report, bandit)
+
+
+def _policy(report: Report, bandit: BanditReport) -> None:
+    next_look = formats.NOTHING
+    if bandit.next_look_at is not None:
+        wait = bandit.next_look_at - report.as_of
+        next_look = "due" if wait.total_seconds() <= 0 else f"in {formats.span(wait)}"
+    parts.facts_row(
+        {
+            "Policy": bandit.policy,
+            "Epoch": formats.NOTHING
+            if report.facts.epoch is None
+            else str(report.facts.epoch),
+            "Looks every": formats.span(bandit.interval),
+            "Next look": next_look,
+            "Looks that kept the weights": formats.count(
+                sum(not look.moved for look in bandit.looks)
+            ),
+            "Floor": formats.share(bandit.floor),
+            "Fixed control share": formats.share(bandit.control_share)
+            if bandit.control_share
+            else "none",
+            "Returning units": "redrawn each epoch"
+            if bandit.mode == "redraw"
+            else "keep their variant",
+        }
+    )
+
+
+def _traffic(report: Report) -> None:
+    st.subheader("Where the traffic goes", anchor=False)
+    st.caption("Weights by epoch. An epoch's weights never change once it is open.")
+    until = report.facts.stopped_at or report.as_of
+    parts.chart(
+        charts.weights(report.epochs, until, encodings.colours(report.facts)),
+        instead="No epoch yet: the experiment has not started.",
+        key="Weights by epoch",
+    )
+
+
+def _beliefs(report: Report, bandit: BanditReport) -> None:
+    colour_of = encodings.colours(report.facts)
+    left, right = st.columns([3, 2], gap="large")
+    with left:
+        st.subheader("What the rewards say", anchor=False)
+        st.caption(
+            f"Posterior of the {report.reward.title.lower()} of each variant, from all "
+            "units that count."
+        )
+        parts.chart(
+            charts.densities(bandit.posteriors, colour_of),
+            key="Posterior densities",
+        )
+    with right:
+        st.subheader("Probability of being best", anchor=False)
+        st.caption("Exact, by quadrature over the posteriors.")
+        parts.chart(
+            charts.probability_best(bandit.posteriors, colour_of),
+            key="Probability of being best",
+        )
+    st.html(tables.posteriors_table(bandit.posteriors, colour_of, report.facts.control))
+
+
+def _history(report: Report, bandit: BanditReport) -> None:
+    st.subheader("History", anchor=False)
+    epochs, looks = st.tabs(["Epochs", "Looks of the policy"])
+    with epochs:
+        st.html(tables.epochs_table(report))
+    with looks:
+        if bandit.looks:
+            st.html(tables.looks_table(bandit.looks))
+        else:
+            st.caption("The policy has not looked yet.")
+
+
+_live()

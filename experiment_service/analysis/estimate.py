@@ -1,0 +1,213 @@
+"""Intervals for fixed weights and one look at a planned end.
+
+`arm`, `difference` and `lift` choose the method by the kind of the metric: those of
+`proportion`, Student and Welch for means, the delta method for ratios. Watched
+experiments need `sequential`, moving weights `adaptive`.
+"""
+
+import math
+
+from scipy import stats
+
+from experiment_service.analysis.interval import (
+    NO_SPREAD,
+    ONE_LOOK,
+    Estimate,
+    Interval,
+    Withheld,
+    check_level,
+    lift_interval,
+)
+from experiment_service.analysis.moments import Moments
+from experiment_service.analysis.proportion import (
+    newcombe,
+    proportion_lift,
+    successes_of,
+    wilson,
+)
+from experiment_service.domain.metric import MetricKind
+
+_MANY_UNITS = f"{ONE_LOOK}, and enough units for their mean to be nearly normal."
+
+
+def arm(kind: MetricKind, moments: Moments, *, level: float = 0.95) -> Estimate:
+    """Interval for one variant: Wilson, Student or delta method, by kind."""
+    match kind:
+        case "proportion":
+            return wilson(*successes_of(moments), level=level)
+        case "mean":
+            return student(moments, level=level)
+        case "ratio":
+            return delta(moments, level=level)
+
+
+def difference(
+    kind: MetricKind, treatment: Moments, control: Moments, *, level: float = 0.95
+) -> Estimate:
+    """Interval for treatment - control: Newcombe, Welch or delta method, by kind."""
+    match kind:
+        case "proportion":
+            s1, n1 = successes_of(treatment)
+            return newcombe(s1, n1, *successes_of(control), level=level)
+        case "mean":
+            return welch(treatment, control, level=level)
+        case "ratio":
+            return delta_difference(treatment, control, level=level)
+
+
+def lift(
+    kind: MetricKind, treatment: Moments, control: Moments, *, level: float = 0.95
+) -> Estimate:
+    """Interval for treatment / control - 1, made on the log scale, for every kind.
+
+    Withheld unless both values are positive.
+    """
+    match kind:
+        case "proportion":
+            s1, n1 = successes_of(treatment)
+            return proportion_lift(s1, n1, *successes_of(control), level=level)
+        case "mean":
+            return _student_lift(
+                _mean_summary(treatment), _mean_summary(control), level
+            )
+        case "ratio":
+            return _student_lift(
+                _ratio_summary(treatment), _ratio_summary(control), level
+            )
+
+
+def student(moments: Moments, *, level: float = 0.95) -> Estimate:
+    """Student interval for the mean of y.
+
+    Withheld below 2 units, or when all values are equal.
+    """
+    return _student_arm(_mean_summary(moments), level, "Student t")
+
+
+def welch(treatment: Moments, control: Moments, *, level: float = 0.95) -> Estimate:
+    """Welch interval for the difference of means of y, treatment - control.
+
+    Withheld when a variant has fewer than 2 units, or all values are equal.
+
+    References
+    ----------
+    Welch (1947), The generalization of Student's problem, with Satterthwaite's
+    degrees of freedom.
+    """
+    return _student_difference(
+        _mean_summary(treatment), _mean_summary(control), level, "Welch t"
+    )
+
+
+def delta(moments: Moments, *, level: float = 0.95) -> Estimate:
+    """Delta-method interval for the ratio sum y / sum x, units being the clusters.
+
+    Withheld below 2 units, when the sum of x is 0, or when all ratios are equal.
+
+    References
+    ----------
+    Deng, Knoblich and Lu (2018), Applying the delta method in metric analytics.
+    """
+    return _student_arm(_ratio_summary(moments), level, "Delta method")
+
+
+def delta_difference(
+    treatment: Moments, control: Moments, *, level: float = 0.95
+) -> Estimate:
+    """Delta-method interval for a difference of ratios, treatment - control.
+
+    Withheld as `delta`. Satterthwaite's degrees of freedom, as for `welch`.
+    """
+    return _student_difference(
+        _ratio_summary(treatment), _ratio_summary(control), level, "Delta method"
+    )
+
+
+# (estimate, variance of the estimate, degrees of freedom), or why there is none.
+_Summary = tuple[float, float, float] | Withheld
+
+
+def _mean_summary(moments: Moments) -> _Summary:
+    if moments.n < 2:
+        return Withheld(reason="An interval needs at least 2 units in each variant.")
+    return moments.mean, moments.variance / moments.n, moments.n - 1
+
+
+def _ratio_summary(moments: Moments) -> _Summary:
+    if moments.n < 2:
+        return Withheld(reason="An interval needs at least 2 units in each variant.")
+    if moments.sum_x == 0:
+        return Withheld(reason="The denominator of the ratio is 0 in a variant.")
+    return moments.ratio, moments.ratio_variance, moments.n - 1
+
+
+def _student_arm(summary: _Summary, level: float, method: str) -> Estimate:
+    check_level(level)
+    if isinstance(summary, Withheld):
+        return summary
+    estimate, variance, df = summary
+    if variance == 0:
+        return Withheld(reason=NO_SPREAD)
+    half = float(stats.t.isf((1 - level) / 2, df)) * math.sqrt(variance)
+    return _symmetric(estimate, half, level, method)
+
+
+def _student_difference(
+    treatment: _Summary, control: _Summary, level: float, method: str
+) -> Estimate:
+    check_level(level)
+    if isinstance(treatment, Withheld):
+        return treatment
+    if isinstance(control, Withheld):
+        return control
+    half = _welch_half(treatment, control, level)
+    if half == 0:
+        return Withheld(reason=NO_SPREAD)
+    return _symmetric(treatment[0] - control[0], half, level, method)
+
+
+def _student_lift(treatment: _Summary, control: _Summary, level: float) -> Estimate:
+    check_level(level)
+    if isinstance(treatment, Withheld):
+        return treatment
+    if isinstance(control, Withheld):
+        return control
+    if treatment[0] <= 0 or control[0] <= 0:
+        return Withheld(reason="A lift needs a positive value in both variants.")
+    logs = [(math.log(e), v / e / e, df) for e, v, df in (treatment, control)]
+    half = _welch_half(logs[0], logs[1], level)
+    if half == 0:
+        return Withheld(reason=NO_SPREAD)
+    log_ratio = logs[0][0] - logs[1][0]
+    return lift_interval(
+        (log_ratio, log_ratio - half, log_ratio + half),
+        level=level,
+        method="Delta method, log scale",
+        validity=_MANY_UNITS,
+    )
+
+
+def _welch_half(
+    treatment: tuple[float, float, float],
+    control: tuple[float, float, float],
+    level: float,
+) -> float:
+    (_, v1, df1), (_, v0, df0) = treatment, control
+    variance = v1 + v0
+    if variance == 0:
+        return 0.0
+    # Shares instead of squares: tiny variances would underflow.
+    share = v1 / variance
+    df = 1 / (share * share / df1 + (1 - share) * (1 - share) / df0)
+    return float(stats.t.isf((1 - level) / 2, df)) * math.sqrt(variance)
+
+
+def _symmetric(estimate: float, half: float, level: float, method: str) -> Interval:
+    return Interval(
+        estimate=estimate,
+        low=estimate - half,
+        high=estimate + half,
+        level=level,
+        method=method,
+        validity=_MANY_UNITS,
+    )

@@ -1,0 +1,299 @@
+"""The API as an ASGI application and as a server process; the entry point of HTTP.
+
+FastAPI routes, documents and shapes everything. The hot routes are declared there too,
+but answered in front of it: its layers cost more than the answers themselves.
+"""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
+from functools import partial
+from http import HTTPStatus
+from importlib import metadata
+from time import perf_counter
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
+from uvicorn.supervisors import Multiprocess
+
+from experiment_service.api import routes
+from experiment_service.api.desk import Desk
+from experiment_service.api.failures import Failure, describe
+from experiment_service.api.latency import LatencyHistogram
+from experiment_service.api.services import Services, open_services
+from experiment_service.api.wire import (
+    ClientGone,
+    HotRoute,
+    check_content_type,
+    read_body,
+    replay,
+    send_failure,
+)
+from experiment_service.config import Settings
+from experiment_service.errors import ExperimentServiceError, InvalidRequest
+from experiment_service.storage.database import running_database
+
+log = logging.getLogger(__name__)
+
+#: How uvicorn runs the API; the benchmark runs its floor in the same way.
+SERVER_OPTIONS: dict[str, Any] = {
+    "loop": "uvloop",
+    "http": "httptools",
+    "ws": "none",
+    "lifespan": "on",
+    "access_log": False,
+    "server_header": False,
+    "log_config": None,
+    "backlog": 2048,
+    "timeout_keep_alive": 75,
+    # Requests under way get these seconds to end before a stop.
+    "timeout_graceful_shutdown": 10,
+}
+
+
+class ExperimentApi(FastAPI):
+    """The application; its services are open between start-up and shutdown.
+
+    Attributes
+    ----------
+    services, desk
+        Set while it runs.
+    latency : dict of str to LatencyHistogram
+        By method and route, such as ``POST /v1/recommendations``.
+    failure : ExperimentServiceError or None
+        Why the start failed.
+    """
+
+    services: Services
+    desk: Desk
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(
+            title="Experiment Service",
+            summary="A/B tests and bandits for recommender variants.",
+            version=metadata.version("experiment-service"),
+            lifespan=self._run,
+            redirect_slashes=False,
+            redoc_url=None,
+        )
+        self._settings = settings
+        self.failure: ExperimentServiceError | None = None
+        self.latency: dict[str, LatencyHistogram] = {}
+        for router in (
+            routes.hot_router,
+            routes.read_router,
+            routes.change_router,
+            routes.health_router,
+        ):
+            self.include_router(router)
+        self._hot = {
+            route.path: route
+            for route in routes.hot_router.routes
+            if isinstance(route, HotRoute)
+        }
+        for kind in (
+            ExperimentServiceError,
+            RequestValidationError,
+            HTTPException,
+            Exception,
+        ):
+            self.add_exception_handler(kind, _answer_failure)
+
+    @asynccontextmanager
+    async def _run(self, _: FastAPI) -> AsyncIterator[None]:
+        loop = asyncio.get_running_loop()
+        services = open_services(self._settings)
+        try:
+            # In a thread: opening waits for a database, closing for the journal.
+            self.services = await loop.run_in_executor(None, services.__enter__)
+        except ExperimentServiceError as error:
+            self.failure = error
+            raise
+        self.desk = Desk(self.services, loop)
+        log.info("serving data_dir=%s", self._settings.data_dir)
+        try:
+            yield
+        finally:
+            await loop.run_in_executor(None, services.__exit__, None, None, None)
+            log.info("stopped")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request; whatever happens, in the one error shape."""
+        if scope["type"] == "lifespan":
+            await self._live(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            await super().__call__(scope, receive, send)
+            return
+        started = perf_counter()
+        route = self._hot.get(scope["path"]) if scope["method"] == "POST" else None
+        try:
+            if route is not None:
+                scope["app"] = self
+                await route.handle(scope, receive, send)
+            else:
+                await self._answer(scope, receive, send)
+        except ClientGone:
+            return
+        except Exception as error:  # an answer comes, whatever it is
+            await send_failure(send, describe(error))
+        if route is not None:
+            name = route.path
+        else:
+            name = getattr(scope.get("route"), "path", "other")
+        self._count(f"{scope['method']} {name}", perf_counter() - started)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] in ("POST", "PUT", "PATCH"):
+            receive = replay(await read_body(scope, receive), receive)
+        # What FastAPI raises it has answered and logged before, by `_answer_failure`.
+        with contextlib.suppress(Exception):
+            await super().__call__(scope, receive, send)
+
+    def _count(self, name: str, seconds: float) -> None:
+        histogram = self.latency.get(name)
+        if histogram is None:
+            histogram = self.latency[name] = LatencyHistogram()
+        histogram.add(seconds)
+
+    async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on a failed start as its sentence, not as a traceback."""
+
+        async def tell(message: Message) -> None:
+            if message["type"] == "lifespan.startup.failed" and self.failure:
+                message = {**message, "message": self.failure.message}
+            await send(message)
+
+        try:
+            await super().__call__(scope, receive, tell)
+        except ExperimentServiceError:
+            if self.failure is None:
+                raise
+
+
+async def _answer_failure(request: Request, error: Exception) -> Response:
+    failure = describe(error)
+    if isinstance(error, RequestValidationError):
+        failure = _about_content_type(request) or failure
+    elif failure.status is HTTPStatus.NOT_FOUND and isinstance(error, HTTPException):
+        failure = replace(
+            failure,
+            message=f"{request.method} {request.url.path[:80]} is not a route; the "
+            "routes are listed at /docs",
+        )
+    elif failure.status is HTTPStatus.METHOD_NOT_ALLOWED:
+        failure = replace(
+            failure,
+            message=f"{request.method} is not allowed on {request.url.path}; allowed: "
+            f"{failure.headers.get('Allow', 'see /docs')}",
+        )
+    return Response(
+        failure.body(),
+        failure.status,
+        headers=failure.headers,
+        media_type="application/json",
+    )
+
+
+def _about_content_type(request: Request) -> Failure | None:
+    """Return the real reason why a body of another type was not understood."""
+    if request.method not in ("POST", "PUT", "PATCH"):
+        return None
+    try:
+        check_content_type(request.scope)
+    except Exception as error:
+        return describe(error)
+    return None
+
+
+def create_app(settings: Settings) -> ExperimentApi:
+    """Return the application; its services open when the server starts it."""
+    return ExperimentApi(settings)
+
+
+def _create_worker_app(settings: Settings, level: int) -> ExperimentApi:
+    """Return the application of a worker, which starts without its parent's logging."""
+    logging.basicConfig(
+        level=level, format="%(asctime)s %(levelname)s %(name)s %(message)s"
+    )
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    return create_app(settings)
+
+
+def serve(settings: Settings, *, workers: int = 1) -> None:
+    """Run the API until SIGINT or SIGTERM, in `workers` processes.
+
+    Raises
+    ------
+    InvalidRequest
+        When the address can't be listened on.
+    Unavailable
+        When there is nothing to serve from; says what to do.
+    """
+    with (
+        _termination_as_exit(),
+        _listening(settings) as listener,
+        running_database(settings.database_url, settings.data_dir) as url,
+    ):
+        _run_server(replace(settings, database_url=url), listener, workers)
+
+
+def _run_server(settings: Settings, listener: socket.socket, workers: int) -> None:
+    log.info("listening address=http://%s:%d", *listener.getsockname()[:2])
+    if workers > 1:
+        config = uvicorn.Config(
+            partial(_create_worker_app, settings, logging.getLogger().level),
+            factory=True,
+            workers=workers,
+            **SERVER_OPTIONS,
+        )
+        Multiprocess(config, sockets=[listener]).run()
+        return
+    app = create_app(settings)
+    try:
+        uvicorn.Server(uvicorn.Config(app, **SERVER_OPTIONS)).run(sockets=[listener])
+    except SystemExit:
+        if app.failure is not None:
+            raise app.failure from None
+        raise
+
+
+@contextmanager
+def _listening(settings: Settings) -> Iterator[socket.socket]:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((settings.host, settings.port))
+        except OSError as error:
+            raise InvalidRequest(
+                f"the API can't listen on {settings.host} port {settings.port} "
+                f"({error.strerror}); stop what uses it, or set EXPERIMENT_SERVICE_PORT"
+            ) from error
+        listener.set_inheritable(True)
+        yield listener
+
+
+@contextmanager
+def _termination_as_exit() -> Iterator[None]:
+    """Let SIGTERM unwind the stack, so that an embedded server is given back."""
+
+    def leave(*_: object) -> None:
+        raise SystemExit(0)
+
+    former = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, former)

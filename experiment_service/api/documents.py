@@ -1,0 +1,276 @@
+"""Requests and answers of management: experiments, placements, models, status.
+
+A declaration is checked for types here and for its rules in `domain`; a test keeps the
+two lists of fields equal.
+"""
+
+from datetime import datetime
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field, StringConstraints
+
+from experiment_service.api.schemas import (
+    Answer,
+    Identifier,
+    Request,
+    VariantSettings,
+    storable,
+)
+from experiment_service.domain.event import AttributeValue
+from experiment_service.domain.experiment import (
+    SEGMENTS,
+    AssignmentMode,
+    ExperimentKind,
+    ExperimentState,
+    TargetingOperator,
+)
+
+FreeText = Annotated[str, StringConstraints(max_length=2000, pattern=r"^[^\x00]*$")]
+Parameters = Annotated[dict[str, Any], AfterValidator(storable)]
+Whole = Annotated[int, AfterValidator(storable)]
+Number = Annotated[float | int, AfterValidator(storable)]
+Duration = Annotated[
+    Any,
+    AfterValidator(storable),
+    Field(
+        description="Seconds, or a text such as `30s`, `15m`, `12h`, `7d`.",
+        json_schema_extra={"type": ["number", "string"]},
+    ),
+]
+
+
+def _choice(names: Any) -> dict[str, Any]:  # noqa: ANN401 - an enumeration
+    return {"enum": [name.value for name in names]}
+
+
+class VariantDocument(Request):
+    """One treatment."""
+
+    key: Identifier
+    recommender: Identifier
+    settings: VariantSettings = Field(default_factory=dict)
+    control: bool = False
+    weight: float | None = None
+
+
+class TargetingDocument(Request):
+    """One condition on an attribute."""
+
+    attribute: Identifier
+    operator: str = Field(json_schema_extra=_choice(TargetingOperator))
+    values: Annotated[list[Any], AfterValidator(storable)]
+
+
+class PolicyDocument(Request):
+    """How a bandit's weights are set."""
+
+    name: Identifier
+    parameters: Parameters = Field(default_factory=dict)
+    floor: float = 0.05
+    control_share: float = 0.0
+    interval: Duration = "1h"
+    minimum_units: Whole = 50
+
+
+class DeclarationDocument(Request):
+    """An experiment to create; the README explains each field."""
+
+    key: Identifier
+    kind: str = Field(json_schema_extra=_choice(ExperimentKind))
+    placement: Identifier
+    variants: list[VariantDocument]
+    description: FreeText = ""
+    layer: Identifier = "default"
+    segments: list[Whole] = Field(default=[0, SEGMENTS])
+    traffic_share: float = 1.0
+    targeting: list[TargetingDocument] = Field(default_factory=list)
+    overrides: dict[Identifier, Identifier] = Field(default_factory=dict)
+    reward_metric: Identifier = "visitor_interaction_rate"
+    attribution_window: Duration = "1d"
+    mode: str = Field(default="redraw", json_schema_extra=_choice(AssignmentMode))
+    policy: PolicyDocument | None = None
+
+
+class WeightsRequest(Request):
+    """Weights of a new epoch of an A/B test."""
+
+    weights: dict[Identifier, float]
+    reason: FreeText = ""
+
+
+class OverridesRequest(Request):
+    """Test units by the variant that each gets; replaces the former ones."""
+
+    overrides: dict[Identifier, Identifier]
+
+
+class StopRequest(Request):
+    """Why an experiment ends."""
+
+    reason: FreeText = ""
+
+
+class PlacementRequest(Request):
+    """What a placement shows outside experiments."""
+
+    recommender: Identifier
+    settings: VariantSettings = Field(default_factory=dict)
+
+
+class EpochDocument(Answer):
+    """Span in which one allocation holds; never changed."""
+
+    number: int
+    weights: dict[str, float]
+    floor: float
+    control_share: float
+    statistics: dict[str, dict[str, float]] | None
+    cutoff: datetime | None
+    policy: dict[str, Any] | None
+    seed: int
+    reason: str
+    started_at: datetime
+
+
+class EpochsDocument(Answer):
+    """The epochs of an experiment, by number."""
+
+    epochs: list[EpochDocument]
+
+
+class ExperimentDocument(Answer):
+    """A stored experiment; the salts let anyone compute its assignments."""
+
+    id: int
+    declaration: DeclarationDocument
+    state: ExperimentState
+    layer_salt: str
+    traffic_salt: str
+    variant_salt: str
+    created_at: datetime
+    started_at: datetime | None
+    stopped_at: datetime | None
+
+
+class ExperimentDetails(ExperimentDocument):
+    """An experiment with the epoch in force; null before its start."""
+
+    current_epoch: EpochDocument | None
+
+
+class ExperimentsDocument(Answer):
+    """Every experiment, by key."""
+
+    experiments: list[ExperimentDocument]
+
+
+class ExplanationDocument(Answer):
+    """Which variant a unit gets now, and the step that decided."""
+
+    experiment: str
+    unit_id: str
+    variant: str | None
+    propensity: float | None
+    epoch: int | None
+    step: str
+    reason: str
+    counted: bool = Field(description="Whether its exposures count in the analysis.")
+
+
+class PlacementDocument(Answer):
+    """What a placement shows outside experiments."""
+
+    key: str
+    recommender: str
+    settings: dict[str, AttributeValue]
+
+
+class PlacementsDocument(Answer):
+    """Every placement, by key."""
+
+    placements: list[PlacementDocument]
+
+
+class ModelDocument(Answer):
+    """A version of a model: what it was made of, how it was judged, what became of it."""
+
+    id: int
+    name: str
+    version: int
+    recommender: str
+    parameters: dict[str, Any]
+    metrics: dict[str, Any]
+    checklist: list[dict[str, Any]]
+    data_from: datetime
+    data_to: datetime
+    data_digest: str
+    code_version: str
+    artifact: str
+    sha256: str
+    status: str
+    created_at: datetime
+    decided_by: str | None
+    decided_at: datetime | None
+    reason: str | None
+
+
+class ModelsDocument(Answer):
+    """Every version, by name, the newest first."""
+
+    models: list[ModelDocument]
+
+
+class Health(Answer):
+    """Whether requests can be answered, and what is wrong."""
+
+    status: str = Field(
+        json_schema_extra={"enum": ["ready", "degraded", "unavailable"]}
+    )
+    reasons: list[str]
+
+
+class LatencyDocument(Answer):
+    """Answers of one route by the milliseconds they took."""
+
+    count: int
+    mean_ms: float | None
+    p50_ms: float | None
+    p99_ms: float | None
+    bucket_counts: list[int]
+
+
+class SnapshotStatus(Answer):
+    """What this process answers from."""
+
+    loaded_at: datetime
+    age_seconds: float
+    models: dict[str, str]
+    problems: list[str]
+
+
+class JournalStatus(Answer):
+    """Events of this process that wait for the database."""
+
+    events: int
+    bytes: int
+
+
+class WriterDocument(Answer):
+    """How moving events to the database goes, with journals of dead processes."""
+
+    last_success_at: datetime | None
+    last_error: str | None
+    depth: int
+    oldest_age_seconds: float | None
+    set_aside: int = Field(description="Events that the database refused for good.")
+
+
+class StatusDocument(Answer):
+    """The state of the one process that answered."""
+
+    process: int
+    snapshot: SnapshotStatus
+    journal: JournalStatus
+    writer: WriterDocument
+    bucket_bounds_ms: list[float]
+    latency: dict[str, LatencyDocument]

@@ -1,0 +1,99 @@
+"""What the API runs on: opened when a process starts, closed when it ends."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from sqlalchemy import Engine
+
+from experiment_service.config import Settings
+from experiment_service.errors import Unavailable
+from experiment_service.ingestion import Writer
+from experiment_service.journal import Journal
+from experiment_service.serving.keeper import SnapshotKeeper
+from experiment_service.serving.sticky import StickyStore
+from experiment_service.storage.database import (
+    check_migrated,
+    create_engine,
+    running_database,
+    transaction,
+)
+
+log = logging.getLogger(__name__)
+
+#: Longest time that a stopping process spends on moving its journal to the database;
+#: what is left then stays on disk, and the next process takes it over.
+DRAIN_SECONDS = 10.0
+
+
+def clock() -> datetime:
+    """Return the present instant; the only clock of the API."""
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Services:
+    """The parts that requests are answered with."""
+
+    engine: Engine
+    journal: Journal
+    writer: Writer
+    keeper: SnapshotKeeper
+    sticky: StickyStore
+
+
+@contextmanager
+def open_services(settings: Settings) -> Iterator[Services]:
+    """Open all parts, and close them in reverse.
+
+    Raises
+    ------
+    Unavailable
+        When there is neither a database nor a copy of its configuration, or the schema
+        is not up to date.
+    """
+    with ExitStack() as stack:
+        data_dir = settings.data_dir
+        data_dir.mkdir(parents=True, exist_ok=True)
+        url = stack.enter_context(running_database(settings.database_url, data_dir))
+        engine = create_engine(url, name="api")
+        stack.callback(engine.dispose)
+        if _answers(engine):
+            check_migrated(engine)
+        sticky = StickyStore(data_dir / "sticky.sqlite")
+        stack.callback(sticky.close)
+        keeper = SnapshotKeeper(
+            url,
+            engine,
+            data_dir,
+            poll_seconds=settings.snapshot_poll_seconds,
+            sticky=sticky,
+            clock=clock,
+        )
+        keeper.start()
+        stack.callback(keeper.stop)
+        journal = Journal.open(
+            data_dir / "journal", max_bytes=settings.journal_max_bytes
+        )
+        stack.callback(journal.close)
+        writer = Writer(journal, engine)
+        writer.start()
+        stack.callback(writer.stop, DRAIN_SECONDS)
+        yield Services(
+            engine=engine,
+            journal=journal,
+            writer=writer,
+            keeper=keeper,
+            sticky=sticky,
+        )
+
+
+def _answers(engine: Engine) -> bool:
+    try:
+        with transaction(engine):
+            return True
+    except Unavailable as error:
+        log.warning("starting without the database reason=%s", error.message)
+        return False

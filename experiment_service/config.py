@@ -1,0 +1,115 @@
+"""Settings, read once from the environment at the entry points.
+
+`DATABASE_URL` has its usual name; the others start with `EXPERIMENT_SERVICE_`. The
+README lists each; a test demands that.
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from experiment_service.errors import InvalidRequest
+
+PREFIX = "EXPERIMENT_SERVICE_"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What an operator may set.
+
+    Attributes
+    ----------
+    database_url : str or None
+        PostgreSQL 14 or newer; None runs the embedded server under `data_dir`.
+    data_dir : Path
+        Embedded database, journals, published lists, snapshot.
+    host, port : str, int
+        Where the API listens.
+    dashboard_port : int
+        Where the dashboard listens, on the same host.
+    journal_max_bytes : int
+        Accepted events that may wait for the database before the API answers 503.
+    snapshot_poll_seconds : float
+        Longest time until a change is seen when its notification was lost.
+    """
+
+    database_url: str | None = None
+    data_dir: Path = Path(".experiment-service")
+    host: str = "127.0.0.1"
+    port: int = 8000
+    dashboard_port: int = 8501
+    journal_max_bytes: int = 1 << 30
+    snapshot_poll_seconds: float = 5.0
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str] | None = None) -> "Settings":
+        """Read settings; all problems are reported at once.
+
+        Raises
+        ------
+        InvalidRequest
+            Names each variable, its value and the rule.
+        """
+        environ = os.environ if environ is None else environ
+        values: dict[str, Any] = {}
+        problems: list[str] = []
+        for name, variable in variables().items():
+            raw = environ.get(variable, "")
+            if not raw:
+                continue
+            try:
+                values[name] = _READERS.get(name, str)(raw)
+            except ValueError as error:
+                problems.append(f"{variable} is {raw!r}; {error}")
+        known = set(variables().values())
+        problems += [
+            f"{variable} is not a setting; the settings are {', '.join(sorted(known))}"
+            for variable in environ
+            if variable.startswith(PREFIX)
+            and not variable.startswith(f"{PREFIX}TEST_")
+            and variable not in known
+        ]
+        if problems:
+            raise InvalidRequest("; ".join(problems))
+        return cls(**values)
+
+
+def variables() -> dict[str, str]:
+    """Return the environment variable of each setting."""
+    names = [each.name for each in fields(Settings)]
+    return {
+        name: "DATABASE_URL" if name == "database_url" else PREFIX + name.upper()
+        for name in names
+    }
+
+
+def _whole(low: int, high: int) -> Callable[[str], int]:
+    def read(raw: str) -> int:
+        rule = f"it must be a whole number from {low} to {high}"
+        if not raw.isdecimal() or not low <= int(raw) <= high:
+            raise ValueError(rule)
+        return int(raw)
+
+    return read
+
+
+def _seconds(raw: str) -> float:
+    rule = "it must be seconds from 0.1 to 3600"
+    try:
+        value = float(raw)
+    except ValueError:
+        raise ValueError(rule) from None
+    if not 0.1 <= value <= 3600:
+        raise ValueError(rule)
+    return value
+
+
+_READERS: Mapping[str, Callable[[str], Any]] = {
+    "data_dir": Path,
+    "port": _whole(1, 65_535),
+    "dashboard_port": _whole(1, 65_535),
+    "journal_max_bytes": _whole(1 << 20, 1 << 40),
+    "snapshot_poll_seconds": _seconds,
+}

@@ -1,0 +1,228 @@
+"""Configuration: all that serving must know, as one immutable value.
+
+Every serving process holds one in memory and a copy on disk, so that it can answer, and
+start, without the database.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from experiment_service.domain.declaration import (
+    declaration_document,
+    parse_declaration,
+)
+from experiment_service.domain.event import AttributeValue
+from experiment_service.domain.experiment import Epoch, Experiment, ExperimentState
+from experiment_service.errors import NotFound, known
+
+#: Epochs kept per experiment, for sticky units and prefetched exposures.
+RECENT_EPOCHS = 500
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """A place that shows a carousel, and what it shows outside experiments."""
+
+    key: str
+    recommender: str
+    settings: Mapping[str, AttributeValue]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiveModel:
+    """The version of a model that serves; `artifact` is its folder."""
+
+    name: str
+    version: int
+    artifact: str
+    sha256: str
+
+    @property
+    def label(self) -> str:
+        """Name and version, as exposures record them: ``als/3``."""
+        return f"{self.name}/{self.version}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunningExperiment:
+    """A running experiment and its epochs by number, the current one last."""
+
+    experiment: Experiment
+    epochs: Mapping[int, Epoch]
+
+    @property
+    def current(self) -> Epoch:
+        """The epoch in force."""
+        return self.epochs[max(self.epochs)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Configuration:
+    """Placements, running experiments, and live models, by key or name.
+
+    Attributes
+    ----------
+    states : mapping of str to str
+        State of every experiment, also of those that do not run.
+    loaded_at : datetime
+        When it was read from the database.
+    """
+
+    placements: Mapping[str, Placement]
+    running: Mapping[str, RunningExperiment]
+    states: Mapping[str, str]
+    models: Mapping[str, LiveModel]
+    loaded_at: datetime
+
+    def placement(self, key: str) -> Placement:
+        """Return a placement.
+
+        Raises
+        ------
+        NotFound
+            Lists the placements that exist.
+        """
+        if key not in self.placements:
+            raise NotFound(
+                f"placement {key[:80]!r} does not exist; placements: "
+                f"{known(self.placements)}",
+                field="placement",
+            )
+        return self.placements[key]
+
+    def experiments_of(self, placement: str) -> list[RunningExperiment]:
+        """Return the running experiments of a placement, by key."""
+        return [
+            each
+            for _, each in sorted(self.running.items())
+            if each.experiment.declaration.placement == placement
+        ]
+
+    def experiment(self, key: str) -> RunningExperiment | None:
+        """Return an experiment if it runs, None if it exists but does not.
+
+        Raises
+        ------
+        NotFound
+            Lists the experiments that exist.
+        """
+        if key not in self.states:
+            raise NotFound(
+                f"experiment {key[:80]!r} does not exist; experiments: "
+                f"{known(self.states)}",
+                field="experiment",
+            )
+        return self.running.get(key)
+
+
+def _instant(value: datetime | None) -> str | None:
+    return None if value is None else value.astimezone(UTC).isoformat()
+
+
+def _parse_instant(value: str | None) -> datetime | None:
+    return None if value is None else datetime.fromisoformat(value)
+
+
+def epoch_document(epoch: Epoch) -> dict[str, Any]:
+    """Write an epoch as a JSON document."""
+    return {
+        "number": epoch.number,
+        "weights": dict(epoch.weights),
+        "floor": epoch.floor,
+        "control_share": epoch.control_share,
+        "statistics": epoch.statistics,
+        "cutoff": _instant(epoch.cutoff),
+        "policy": epoch.policy,
+        "seed": epoch.seed,
+        "reason": epoch.reason,
+        "started_at": _instant(epoch.started_at),
+    }
+
+
+def parse_epoch(document: Mapping[str, Any]) -> Epoch:
+    """Read what `epoch_document` wrote."""
+    return Epoch(
+        **{
+            **document,
+            "cutoff": _parse_instant(document["cutoff"]),
+            "started_at": datetime.fromisoformat(document["started_at"]),
+        }
+    )
+
+
+def experiment_document(experiment: Experiment) -> dict[str, Any]:
+    """Write a stored experiment as a JSON document."""
+    return {
+        "id": experiment.id,
+        "declaration": declaration_document(experiment.declaration),
+        "state": experiment.state.value,
+        "layer_salt": experiment.layer_salt,
+        "traffic_salt": experiment.traffic_salt,
+        "variant_salt": experiment.variant_salt,
+        "created_at": _instant(experiment.created_at),
+        "started_at": _instant(experiment.started_at),
+        "stopped_at": _instant(experiment.stopped_at),
+    }
+
+
+def parse_experiment(document: Mapping[str, Any]) -> Experiment:
+    """Read what `experiment_document` wrote."""
+    return Experiment(
+        id=document["id"],
+        declaration=parse_declaration(document["declaration"]),
+        state=ExperimentState(document["state"]),
+        layer_salt=document["layer_salt"],
+        traffic_salt=document["traffic_salt"],
+        variant_salt=document["variant_salt"],
+        created_at=datetime.fromisoformat(document["created_at"]),
+        started_at=_parse_instant(document["started_at"]),
+        stopped_at=_parse_instant(document["stopped_at"]),
+    )
+
+
+def configuration_document(configuration: Configuration) -> dict[str, Any]:
+    """Write a configuration as a JSON document, for the copy on disk."""
+    return {
+        "placements": [
+            {"key": p.key, "recommender": p.recommender, "settings": dict(p.settings)}
+            for p in configuration.placements.values()
+        ],
+        "running": [
+            {
+                "experiment": experiment_document(each.experiment),
+                "epochs": [epoch_document(epoch) for epoch in each.epochs.values()],
+            }
+            for each in configuration.running.values()
+        ],
+        "states": dict(configuration.states),
+        "models": [
+            {
+                "name": m.name,
+                "version": m.version,
+                "artifact": m.artifact,
+                "sha256": m.sha256,
+            }
+            for m in configuration.models.values()
+        ],
+        "loaded_at": _instant(configuration.loaded_at),
+    }
+
+
+def parse_configuration(document: Mapping[str, Any]) -> Configuration:
+    """Read what `configuration_document` wrote."""
+    running: dict[str, RunningExperiment] = {}
+    for each in document["running"]:
+        experiment = parse_experiment(each["experiment"])
+        epochs = [parse_epoch(epoch) for epoch in each["epochs"]]
+        running[experiment.key] = RunningExperiment(
+            experiment=experiment, epochs={epoch.number: epoch for epoch in epochs}
+        )
+    return Configuration(
+        placements={p["key"]: Placement(**p) for p in document["placements"]},
+        running=running,
+        states=document["states"],
+        models={m["name"]: LiveModel(**m) for m in document["models"]},
+        loaded_at=datetime.fromisoformat(document["loaded_at"]),
+    )

@@ -1,0 +1,478 @@
+"""Ingestion: events from the door to the journal, and from the journal to the database.
+
+`accept_interactions` judges what clients send, `encode` and `decode` are the journal's
+format, a `Writer` moves what waits. The module knows neither HTTP nor SQL.
+"""
+
+import json
+import logging
+import math
+import re
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Engine
+
+from experiment_service.domain.event import (
+    MAX_VALUE,
+    Exposure,
+    Interaction,
+    check_id,
+    check_instant,
+    event_uuid,
+)
+from experiment_service.errors import InvalidRequest, Unavailable, known
+from experiment_service.journal import Journal
+from experiment_service.storage.database import transaction
+from experiment_service.storage.events import store_events
+
+log = logging.getLogger(__name__)
+
+_SHOWN = 60
+_LOGGED = 300
+_UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+
+_BATCH = 5000
+# Pause after a batch that was not full, so that the next is worth its transaction.
+_GATHER_SECONDS = 0.05
+_FIRST_PAUSE_SECONDS = 0.1
+_LONGEST_PAUSE_SECONDS = 5.0
+_ADOPTION_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """Why one event of a request was not taken.
+
+    Attributes
+    ----------
+    index : int
+        Its place in the request, from 0.
+    id : str or None
+        Its id, when it has one that is fit to be shown.
+    reason : str
+        Names the field, the value and the rule.
+    field : str or None
+        The offending field; None when the event as a whole is.
+    """
+
+    index: int
+    id: str | None
+    reason: str
+    field: str | None
+
+
+def accept_interactions(
+    documents: Sequence[object], *, now: datetime
+) -> tuple[list[Interaction], list[Refusal]]:
+    """Read interactions one by one; a bad one is refused and spoils no other.
+
+    Parameters
+    ----------
+    documents : sequence
+        What JSON gave, whatever its type.
+    now : datetime
+        UTC; also the time of an interaction that names none.
+
+    Returns
+    -------
+    interactions : list of Interaction
+        The good ones, in order.
+    refusals : list of Refusal
+        One for each other document.
+    """
+    interactions: list[Interaction] = []
+    refusals: list[Refusal] = []
+    for index, document in enumerate(documents):
+        try:
+            interactions.append(_interaction(document, now))
+        except InvalidRequest as error:
+            refusal = Refusal(
+                index=index,
+                id=_presentable_id(document),
+                reason=error.message,
+                field=error.field,
+            )
+            refusals.append(refusal)
+    return interactions, refusals
+
+
+def _interaction(document: object, now: datetime) -> Interaction:
+    if not isinstance(document, Mapping):
+        raise InvalidRequest(f"the event is {_shown(document)}; it must be an object")
+    values: dict[str, Any] = dict.fromkeys(_READERS)
+    for name, value in document.items():
+        if name not in _READERS:
+            field = _shown(name).strip("'\"")
+            raise InvalidRequest(
+                f"{field} is not a field; the fields are {known(_READERS)}", field=field
+            )
+        if value is not None:
+            values[name] = _READERS[name](name, value)
+    for name in ("id", "kind"):
+        if values[name] is None:
+            raise InvalidRequest(f"{name} is missing; it is required", field=name)
+    occurred_at = values["occurred_at"] or now
+    values["occurred_at"] = check_instant("occurred_at", occurred_at, now=now)
+    return Interaction(**values)
+
+
+def _presentable_id(document: object) -> str | None:
+    event_id = document.get("id") if isinstance(document, Mapping) else None
+    try:
+        return check_id("id", event_id) if isinstance(event_id, str) else None
+    except InvalidRequest:
+        return None  # it would break the answer, and its reason is told anyhow
+
+
+def _shown(value: object) -> str:
+    """Write a value for a message: short, and safe to encode."""
+    if isinstance(value, Mapping):
+        return "an object"
+    if isinstance(value, list | tuple):
+        return "a list"
+    if isinstance(value, int) and abs(value) >= 10**_SHOWN:
+        return f"a number of over {_SHOWN} digits"
+    shown = repr(value) if isinstance(value, str) else json.dumps(value, default=repr)
+    return shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
+
+
+def _refuse(name: str, value: object, rule: str) -> InvalidRequest:
+    return InvalidRequest(f"{name} is {_shown(value)}; it must be {rule}", field=name)
+
+
+def _text(name: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise _refuse(name, value, "a text")
+    return value
+
+
+def _event_id(name: str, value: object) -> UUID:
+    return event_uuid(_text(name, value))
+
+
+def _uuid(name: str, value: object) -> UUID:
+    if not isinstance(value, str) or not _UUID.fullmatch(value):
+        raise _refuse(name, value, "a UUID, as the answer that showed the items has it")
+    return UUID(value)
+
+
+def _whole(name: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise _refuse(name, value, "a whole number")
+    if abs(value) >= 10**_SHOWN:
+        raise _refuse(name, value, "smaller")
+    return value
+
+
+def _amount(name: str, value: object) -> Decimal:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise _refuse(name, value, "a number")
+    endless = isinstance(value, float) and not math.isfinite(value)
+    if endless or abs(value) > MAX_VALUE:
+        raise _refuse(name, value, f"finite and at most {MAX_VALUE:.0e}")
+    return Decimal(str(value))
+
+
+def _instant(name: str, value: object) -> datetime:
+    rule = "an instant such as 2026-11-20T09:30:00Z"
+    if not isinstance(value, str):
+        raise _refuse(name, value, rule)
+    try:
+        return datetime.fromisoformat(value)
+    except ValueError as error:
+        raise _refuse(name, value, rule) from error
+
+
+_READERS: Mapping[str, Callable[[str, object], Any]] = {
+    "id": _event_id,
+    "exposure_id": _uuid,
+    "unit_id": _text,
+    "kind": _text,
+    "item_id": _text,
+    "position": _whole,
+    "value": _amount,
+    "occurred_at": _instant,
+}
+
+
+def encode(event: Exposure | Interaction) -> bytes:
+    """Write an event for the journal; `decode` reads exactly the same one."""
+    if isinstance(event, Exposure):
+        document = {
+            "event": "exposure",
+            "id": str(event.id),
+            "experiment_id": event.experiment_id,
+            "unit_id": event.unit_id,
+            "variant": event.variant,
+            "epoch": event.epoch,
+            "propensity": event.propensity,
+            "model": event.model,
+            "items": event.items,
+            "sources": event.sources,
+            "fallback": event.fallback,
+            "context": dict(event.context),
+            "exposed_at": event.exposed_at.isoformat(),
+        }
+    else:
+        document = {
+            "event": "interaction",
+            "id": str(event.id),
+            "exposure_id": None
+            if event.exposure_id is None
+            else str(event.exposure_id),
+            "unit_id": event.unit_id,
+            "kind": event.kind,
+            "item_id": event.item_id,
+            "position": event.position,
+            "value": None if event.value is None else str(event.value),
+            "occurred_at": event.occurred_at.isoformat(),
+        }
+    return _JSON.encode(document).encode()
+
+
+_JSON = json.JSONEncoder(separators=(",", ":"))
+
+
+def decode(payload: bytes) -> Exposure | Interaction:
+    """Read an event from the journal.
+
+    Raises
+    ------
+    InvalidRequest
+        When the payload is damaged, or of another version of this program.
+    """
+    try:
+        document = json.loads(payload)
+        event = document.pop("event")
+        document["id"] = UUID(document["id"])
+        if event == "exposure":
+            for name in ("items", "sources"):
+                document[name] = tuple(document[name])
+            document["exposed_at"] = datetime.fromisoformat(document["exposed_at"])
+            return Exposure(**document)
+        if event == "interaction":
+            for name, read in (("exposure_id", UUID), ("value", Decimal)):
+                if document[name] is not None:
+                    document[name] = read(document[name])
+            document["occurred_at"] = datetime.fromisoformat(document["occurred_at"])
+            return Interaction(**document)
+    except (
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+    ) as error:
+        raise InvalidRequest(
+            f"the journal's payload can't be read: {error!r}"
+        ) from error
+    raise InvalidRequest(f"the journal's payload is a {event!r:.60}, not an event")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WriterStatus:
+    """What a writer has done and has before it.
+
+    Attributes
+    ----------
+    last_success_at : datetime or None
+        When it last stored events, UTC; None if it never has.
+    last_error : str or None
+        Why it can't store events at present, None when it can.
+    depth : int
+        Events that wait, in this process's journal and those it took over.
+    oldest_age_seconds : float or None
+        How long the oldest of them has waited.
+    set_aside : int
+        Events that the database refused for good.
+    """
+
+    last_success_at: datetime | None
+    last_error: str | None
+    depth: int
+    oldest_age_seconds: float | None
+    set_aside: int
+
+
+class Writer:
+    """A thread that moves events from journals to the database, for ever.
+
+    It deletes events after the commit that stored them; what a crash makes it store
+    twice is known by its id. Journals of dead processes in the same directory are taken
+    over and removed when they are empty.
+
+    Parameters
+    ----------
+    journal : Journal
+        The one of this process.
+    engine : Engine
+    clock : callable
+        Seconds since 1970.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        engine: Engine,
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._journal = journal
+        self._engine = engine
+        self._clock = clock
+        self._adopted: list[Journal] = []
+        self._adopt_at = 0.0
+        self._last_success_at: datetime | None = None
+        self._last_error: str | None = None
+        self._stopping = threading.Event()
+        self._deadline = math.inf
+        self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
+
+    def start(self) -> None:
+        """Begin; what waits from an earlier run goes first."""
+        self._thread.start()
+
+    def stop(self, drain_timeout: float) -> None:
+        """Store what waits and end.
+
+        Parameters
+        ----------
+        drain_timeout : float
+            Seconds after which, or after the first failure, the rest stays on disk for
+            the next process.
+        """
+        self._deadline = time.monotonic() + drain_timeout
+        self._stopping.set()
+        self._journal.arrived.set()
+        if self._thread.is_alive():
+            self._thread.join(drain_timeout)
+        if self._journal.depth:
+            log.warning("events stay in the journal depth=%d", self._journal.depth)
+
+    def status(self) -> WriterStatus:
+        """Return how the writer is doing; never waits."""
+        journals = [self._journal, *self._adopted]
+        ages = [each.oldest_age for each in journals]
+        return WriterStatus(
+            last_success_at=self._last_success_at,
+            last_error=self._last_error,
+            depth=sum(each.depth for each in journals),
+            oldest_age_seconds=max(
+                (age for age in ages if age is not None), default=None
+            ),
+            set_aside=sum(each.set_aside_count for each in journals),
+        )
+
+    def _run(self) -> None:
+        self._attempt(self._journal.retry_set_aside)
+        pause = _FIRST_PAUSE_SECONDS
+        while not self._is_done():
+            self._journal.arrived.clear()
+            moved = self._attempt(self._move_all)
+            if moved is None:
+                if self._stopping.wait(pause):
+                    break
+                pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+            else:
+                pause = _FIRST_PAUSE_SECONDS
+                self._rest(moved)
+        for journal in self._adopted:
+            journal.close()
+
+    def _is_done(self) -> bool:
+        if not self._stopping.is_set():
+            return False
+        return not self._journal.depth or time.monotonic() > self._deadline
+
+    def _rest(self, moved: int) -> None:
+        if self._stopping.is_set() or moved >= _BATCH:
+            return
+        if moved:
+            self._stopping.wait(_GATHER_SECONDS)
+        else:
+            self._journal.arrived.wait(_ADOPTION_SECONDS)
+
+    def _attempt(self, action: Callable[[], int]) -> int | None:
+        """Return what an action returns; None when it failed, which is told once."""
+        try:
+            result = action()
+        except Exception as error:  # whatever it is, the events must not be given up
+            foreseen = isinstance(error, Unavailable)
+            reason = str(error) if foreseen else repr(error)[:_LOGGED]
+            if self._last_error is None:
+                log.error(  # noqa: TRY400 - a trace only where there is a riddle
+                    "events wait reason=%s depth=%d",
+                    reason,
+                    self._journal.depth,
+                    exc_info=not foreseen,
+                )
+            self._last_error = reason
+            return None
+        if self._last_error is not None:
+            log.warning("events are stored again depth=%d", self._journal.depth)
+        self._last_error = None
+        return result
+
+    def _move_all(self) -> int:
+        """Move a batch of each journal; return the number of events."""
+        moved = self._move(self._journal)
+        self._adopt()
+        for journal in list(self._adopted):
+            moved += self._move(journal)
+            if not journal.depth:
+                self._adopted.remove(journal)
+                journal.close(remove=True)
+        return moved
+
+    def _adopt(self) -> None:
+        if time.monotonic() < self._adopt_at:
+            return
+        self._adopt_at = time.monotonic() + _ADOPTION_SECONDS
+        for journal in Journal.abandoned(self._journal.directory):
+            self._adopted.append(journal)
+            journal.retry_set_aside()
+            log.info("journal taken over depth=%d", journal.depth)
+
+    def _move(self, journal: Journal) -> int:
+        entries = journal.read(_BATCH)
+        if entries:
+            self._store(journal, entries)
+        return len(entries)
+
+    def _store(self, journal: Journal, entries: Sequence[tuple[int, bytes]]) -> None:
+        """Store events, and halve again and again a batch that holds a bad one."""
+        try:
+            events = [decode(payload) for _, payload in entries]
+            with transaction(self._engine) as connection:
+                store_events(
+                    connection,
+                    [event for event in events if isinstance(event, Exposure)],
+                    [event for event in events if isinstance(event, Interaction)],
+                )
+        except InvalidRequest as error:
+            if len(entries) == 1:
+                self._set_aside(journal, *entries[0], error.message)
+                return
+            middle = len(entries) // 2
+            self._store(journal, entries[:middle])
+            self._store(journal, entries[middle:])
+            return
+        self._last_success_at = datetime.fromtimestamp(self._clock(), UTC)
+        journal.delete([sequence for sequence, _ in entries])
+
+    def _set_aside(
+        self, journal: Journal, sequence: int, payload: bytes, reason: str
+    ) -> None:
+        if journal is self._journal:
+            journal.set_aside(sequence, reason)
+            return
+        # To this process's journal, so that one taken over can be removed.
+        self._journal.append([payload]).result()
+        journal.delete([sequence])

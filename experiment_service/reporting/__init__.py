@@ -1,0 +1,60 @@
+"""Reports: one value with every number of an experiment and how far to trust it.
+
+Feeds dashboard, API and CLI alike. Reads, never writes; all judgement is in `analysis`,
+all SQL in `storage`.
+"""
+
+from experiment_service.reporting.build import (
+    build_report,
+    list_experiments,
+    operations,
+    overview,
+)
+from experiment_service.reporting.service import Reports
+from experiment_service.reporting.values import (
+    BanditReport,
+    Check,
+    Comparison,
+    EpochReport,
+    Facts,
+    ListedExperiment,
+    Look,
+    MetricReport,
+    Operations,
+    OverviewRow,
+    Posterior,
+    Report,
+    Series,
+    SeriesPoint,
+    Summary,
+    VariantFacts,
+    VariantResult,
+)
+from experiment_service.storage.counts import Lag, MinuteCount
+
+__all__ = [
+    "BanditReport",
+    "Check",
+    "Comparison",
+    "EpochReport",
+    "Facts",
+    "Lag",
+    "ListedExperiment",
+    "Look",
+    "MetricReport",
+    "MinuteCount",
+    "Operations",
+    "OverviewRow",
+    "Posterior",
+    "Report",
+    "Reports",
+    "Series",
+    "SeriesPoint",
+    "Summary",
+    "VariantFacts",
+    "VariantResult",
+    "build_report",
+    "list_experiments",
+    "operations",
+    "overview",
+]

@@ -1,0 +1,206 @@
+"""Reports from the database: one experiment in full, all experiments in a line each."""
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+
+from sqlalchemy import Connection
+
+from experiment_service.domain.experiment import Experiment
+from experiment_service.domain.metric import METRICS, Metric
+from experiment_service.reporting.bandit import bandit_report
+from experiment_service.reporting.checks import (
+    experiment_checks,
+    operations_checks,
+    worst_status,
+)
+from experiment_service.reporting.facts import Traffic, epoch_reports, facts_of
+from experiment_service.reporting.metrics import (
+    cumulative_series,
+    epoch_moments,
+    metric_report,
+    pooled_moments,
+)
+from experiment_service.reporting.summary import summarise
+from experiment_service.reporting.values import (
+    Check,
+    ListedExperiment,
+    MetricReport,
+    Operations,
+    OverviewRow,
+    Report,
+    Series,
+)
+from experiment_service.storage import counts, reads
+from experiment_service.storage import experiments as storage
+
+SERIES_POINTS = 60
+#: Health checks and timelines of raw events look back this far.
+RECENT = timedelta(hours=1)
+
+_STATES = ("running", "draft", "stopped")
+
+
+def build_report(
+    connection: Connection, key: str, *, as_of: datetime, level: float = 0.95
+) -> Report:
+    """Build the report of an experiment.
+
+    Parameters
+    ----------
+    as_of : datetime
+        Last instant used; units count when their window has closed by then.
+    level : float
+        Coverage of every interval, in (0, 1).
+
+    Raises
+    ------
+    NotFound
+        Lists the experiments that exist.
+    """
+    experiment = storage.get_experiment(connection, key)
+    reward = METRICS[experiment.declaration.reward_metric]
+    others = [metric for metric in METRICS.values() if metric is not reward]
+    return _build(connection, experiment, [reward, *others], as_of, level)
+
+
+def overview(
+    connection: Connection, *, as_of: datetime, level: float = 0.95
+) -> tuple[OverviewRow, ...]:
+    """Build a line for every experiment: running ones first, then by key."""
+    rows = []
+    for experiment in storage.list_experiments(connection):
+        reward = METRICS[experiment.declaration.reward_metric]
+        report = _build(
+            connection, experiment, [reward], as_of, level, with_series=False
+        )
+        rows.append(
+            OverviewRow(
+                facts=report.facts,
+                summary=report.summary,
+                health=worst_status(report.checks),
+            )
+        )
+    return tuple(sorted(rows, key=lambda row: _STATES.index(row.facts.state)))
+
+
+def list_experiments(connection: Connection) -> tuple[ListedExperiment, ...]:
+    """Name every experiment, in the order of `overview`."""
+    listed = [
+        ListedExperiment(key=each.key, kind=each.declaration.kind, state=each.state)
+        for each in storage.list_experiments(connection)
+    ]
+    return tuple(sorted(listed, key=lambda each: _STATES.index(each.state)))
+
+
+def operations(connection: Connection, *, as_of: datetime) -> Operations:
+    """Say how the service as a whole is doing."""
+    lag = counts.recording_lag(connection)
+    orphans = counts.orphan_count(connection, since=as_of - RECENT)
+    return Operations(
+        as_of=as_of,
+        checks=operations_checks(
+            lag, orphans, counts.default_partition_rows(connection)
+        ),
+        lag=lag,
+        minutes=tuple(counts.events_by_minute(connection, since=as_of - RECENT)),
+        database_bytes=counts.database_size(connection),
+    )
+
+
+def _build(
+    connection: Connection,
+    experiment: Experiment,
+    metrics: Sequence[Metric],
+    as_of: datetime,
+    level: float,
+    *,
+    with_series: bool = True,
+) -> Report:
+    """Build a report on the given metrics, the reward first."""
+    traffic = _traffic(connection, experiment, as_of)
+    cells = reads.moments_by_metric(connection, experiment, metrics, cutoff=as_of)
+    reports = tuple(
+        metric_report(
+            experiment, metric, cells[metric.name], traffic.epochs, level=level
+        )
+        for metric in metrics
+    )
+    rewards = cells[metrics[0].name]
+    facts = facts_of(experiment, traffic, as_of=as_of)
+    checks = _checks(connection, experiment, traffic, reports[0], as_of)
+    return Report(
+        as_of=as_of,
+        level=level,
+        facts=facts,
+        summary=summarise(
+            facts,
+            checks,
+            reports[0],
+            epoch_moments(rewards, traffic.epochs),
+            level=level,
+        ),
+        checks=checks,
+        metrics=reports,
+        epochs=epoch_reports(experiment, traffic),
+        bandit=bandit_report(
+            experiment, pooled_moments(experiment, rewards), traffic.looks, level=level
+        ),
+        series=_series(connection, experiment, metrics[0], as_of, level)
+        if with_series
+        else (),
+    )
+
+
+def _checks(
+    connection: Connection,
+    experiment: Experiment,
+    traffic: Traffic,
+    reward: MetricReport,
+    as_of: datetime,
+) -> tuple[Check, ...]:
+    return experiment_checks(
+        experiment,
+        traffic,
+        lag=counts.recording_lag(connection, experiment),
+        orphans=counts.orphan_count(connection, since=as_of - RECENT),
+        reward=reward,
+        as_of=as_of,
+    )
+
+
+def _traffic(
+    connection: Connection, experiment: Experiment, as_of: datetime
+) -> Traffic:
+    return Traffic(
+        epochs=storage.list_epochs(connection, experiment.id),
+        units=counts.unit_counts(connection, experiment, cutoff=as_of),
+        exposures=counts.exposure_counts(connection, experiment),
+        interactions=counts.interaction_counts(connection, experiment),
+        looks=storage.list_reallocations(connection, experiment.id),
+    )
+
+
+def _series(
+    connection: Connection,
+    experiment: Experiment,
+    metric: Metric,
+    as_of: datetime,
+    level: float,
+) -> tuple[Series, ...]:
+    """Return the reward over the time in which windows closed."""
+    if experiment.started_at is None:
+        return ()
+    window = experiment.declaration.attribution_window
+    start = experiment.started_at + window
+    end = min(as_of, (experiment.stopped_at or as_of) + window)
+    if end <= start:
+        return ()
+    spans = reads.moment_series(
+        connection, experiment, metric, start=start, cutoff=end, buckets=SERIES_POINTS
+    )
+    ordered = {
+        variant.key: spans[variant.key]
+        for variant in experiment.declaration.variants
+        if variant.key in spans
+    }
+    return cumulative_series(metric, ordered, start=start, end=end, level=level)

@@ -1,0 +1,212 @@
+"""Health checks of an experiment and of the service: which are made, on what counts."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+from experiment_service.analysis import adaptive, health
+from experiment_service.analysis.health import HealthCheck
+from experiment_service.analysis.interval import Interval, Withheld
+from experiment_service.domain.experiment import Experiment, ExperimentState
+from experiment_service.reporting.facts import Traffic
+from experiment_service.reporting.values import Check, MetricReport
+from experiment_service.storage.counts import ExposureCount, Lag, OrphanCount
+from experiment_service.storage.experiments import Reallocation
+
+#: Fewer units or events than these say nothing about a share.
+MINIMUM_TO_JUDGE = 100
+
+_LONG_LAG = timedelta(minutes=15)
+_SEVERITY = ("ok", "not_enough_data", "warning", "failed")
+
+
+def experiment_checks(
+    experiment: Experiment,
+    traffic: Traffic,
+    *,
+    lag: Lag | None,
+    orphans: OrphanCount,
+    reward: MetricReport,
+    as_of: datetime,
+) -> tuple[Check, ...]:
+    """Make every check that can say whether the numbers may be used; none of a draft."""
+    if experiment.state is ExperimentState.DRAFT:
+        return ()
+    checks = [
+        *_unit_checks(traffic),
+        *_fallback_checks(traffic.exposures),
+        _orphan_check(orphans),
+    ]
+    if experiment.state is ExperimentState.RUNNING:
+        checks.append(_lag_check(lag, experiment.declaration.attribution_window))
+    if experiment.declaration.policy is not None:
+        checks += _bandit_checks(experiment, reward, traffic.looks, as_of)
+    return tuple(checks)
+
+
+def _unit_checks(traffic: Traffic) -> list[Check]:
+    by_epoch: dict[int, dict[str, float]] = {each.number: {} for each in traffic.epochs}
+    for (number, variant), each in traffic.units.items():
+        by_epoch[number][variant] = each.units
+    counts = list(by_epoch.values())
+    weights = [epoch.weights for epoch in traffic.epochs]
+    total = sum(each.units for each in traffic.units.values())
+    crossed = sum(each.crossed for each in traffic.units.values())
+    results = (
+        ("Sample ratio", health.srm(counts, weights)),
+        ("Traffic at weight 0", health.zero_weight_leak(counts, weights)),
+        ("Crossovers", _if_enough(health.crossovers(crossed, total), total)),
+    )
+    return [
+        Check(title=title, subject=None, result=result) for title, result in results
+    ]
+
+
+def operations_checks(
+    lag: Lag | None, orphans: OrphanCount, default_rows: Mapping[str, int]
+) -> tuple[Check, ...]:
+    """Make the checks of the service as a whole."""
+    misplaced = sum(default_rows.values())
+    listed = ", ".join(f"{count} of {name}" for name, count in default_rows.items())
+    partitions = HealthCheck(
+        name="partitions",
+        status="warning" if misplaced else "ok",
+        value=float(misplaced),
+        threshold=None,
+        message=(
+            f"Events outside the monthly partitions: {listed}. Usual causes: a worker "
+            "that did not run, so that months were not prepared, or clocks far off."
+            if misplaced
+            else "Every event is in a partition of its month."
+        ),
+    )
+    return (
+        _lag_check(lag, timedelta(0)),
+        _orphan_check(orphans),
+        Check(title="Partitions", subject=None, result=partitions),
+    )
+
+
+def worst_status(checks: Sequence[Check]) -> str:
+    """Return the status that calls most for attention; ok without any check."""
+    found = [_SEVERITY.index(check.result.status) for check in checks]
+    return _SEVERITY[max(found, default=0)]
+
+
+def _fallback_checks(exposures: Mapping[str, ExposureCount]) -> list[Check]:
+    return [
+        Check(
+            title="Fallbacks",
+            subject=variant,
+            result=_if_enough(
+                health.fallbacks(each.fallbacks, each.exposures), each.exposures
+            ),
+        )
+        for variant, each in sorted(exposures.items())
+    ]
+
+
+def _orphan_check(orphans: OrphanCount) -> Check:
+    return Check(
+        title="Orphan interactions",
+        subject="all experiments, last hour",
+        result=_if_enough(
+            health.orphans(orphans.orphans, orphans.interactions), orphans.interactions
+        ),
+    )
+
+
+def _lag_check(lag: Lag | None, window: timedelta) -> Check:
+    """Fail when units count although events of their window are still to come."""
+    return Check(
+        title="Ingestion lag",
+        subject=None,
+        result=health.ingestion_lag(
+            None if lag is None else lag.newest,
+            failed_above=max(_LONG_LAG, window).total_seconds(),
+        ),
+    )
+
+
+def _bandit_checks(
+    experiment: Experiment,
+    reward: MetricReport,
+    looks: Sequence[Reallocation],
+    as_of: datetime,
+) -> list[Check]:
+    checks = [
+        Check(
+            title="Effective sample",
+            subject=comparison.variant,
+            result=_effective_sample(comparison.planned),
+        )
+        for comparison in reward.comparisons
+    ]
+    if experiment.state is ExperimentState.RUNNING:
+        checks.append(
+            Check(
+                title="Reallocation on schedule",
+                subject=None,
+                result=_schedule(experiment, looks, as_of),
+            )
+        )
+    return checks
+
+
+def _effective_sample(contrast: Interval | Withheld) -> HealthCheck:
+    bound = adaptive.MINIMUM_EFFECTIVE_SAMPLE_SIZE
+    if contrast.overlap is None:
+        # Fixed weights so far, or no traffic: nothing is weighted.
+        return HealthCheck(
+            name="effective_sample",
+            status="not_enough_data" if isinstance(contrast, Withheld) else "ok",
+            value=None,
+            threshold=bound,
+            message=contrast.reason
+            if isinstance(contrast, Withheld)
+            else "The weights have not moved, so no estimate is weighted.",
+        )
+    check = health.effective_sample(
+        contrast.overlap, minimum_effective_sample_size=bound
+    )
+    # The one estimate it is about is withheld already; the others may be used.
+    return replace(check, status="warning") if check.status == "failed" else check
+
+
+def _schedule(
+    experiment: Experiment, looks: Sequence[Reallocation], as_of: datetime
+) -> HealthCheck:
+    policy, last = experiment.declaration.policy, experiment.started_at
+    assert policy is not None  # noqa: S101 - the caller asks for bandits only
+    assert last is not None  # noqa: S101 - it runs, so it was started
+    if looks:
+        last = looks[-1].cutoff
+    interval = policy.interval.total_seconds()
+    late = (as_of - last).total_seconds() - interval
+    # A worker looks every few seconds, and two missed looks are no hiccup.
+    allowed = max(interval, 60.0)
+    overdue = late > allowed
+    return HealthCheck(
+        name="schedule",
+        status="warning" if overdue else "ok",
+        value=max(late, 0.0),
+        threshold=None,
+        message=(
+            f"The last look was {late + interval:.0f} s ago, the schedule is every "
+            f"{interval:.0f} s. Usual causes: no worker runs, or it can't reach the "
+            "database; weights stay as they are meanwhile."
+            if overdue
+            else f"Looked at every {interval:.0f} s."
+        ),
+    )
+
+
+def _if_enough(check: HealthCheck, whole: float) -> HealthCheck:
+    """Judge a share by enough cases only, so that one of ten alarms nobody."""
+    if whole >= MINIMUM_TO_JUDGE or check.status == "ok":
+        return check
+    return replace(
+        check,
+        status="not_enough_data",
+        message=f"Only {whole:.0f} cases, {MINIMUM_TO_JUDGE} are needed to judge.",
+    )

@@ -1,0 +1,202 @@
+"""From moments to the numbers of a report: which interval is shown, and why.
+
+Weights that never moved get the methods of `estimate` and `sequential`. Once they have
+moved, as in any bandit, variants are compared by `adaptive` over epochs.
+"""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+
+from experiment_service.analysis import adaptive, estimate, sequential
+from experiment_service.analysis.interval import Estimate, Interval, Withheld
+from experiment_service.analysis.moments import EpochMoments, Moments
+from experiment_service.domain.experiment import Epoch, Experiment
+from experiment_service.domain.metric import Metric
+from experiment_service.reporting.values import (
+    Comparison,
+    MetricReport,
+    Series,
+    SeriesPoint,
+    VariantResult,
+)
+from experiment_service.storage.reads import MetricCells
+
+#: Where any-time intervals of means, ratios and differences are narrowest: units of the
+#: two variants together. Fixed for all experiments, so never chosen from data; 10 times
+#: as many or as few units cost about a fifth of the width.
+PLANNED_UNITS = 20_000.0
+
+_MOVED = Withheld(
+    reason="The weights moved, so an interval for one planned look does not hold for a "
+    "variant by itself. Use the any-time interval."
+)
+_NO_LIFT_SEQUENCE = Withheld(
+    reason="Once weights have moved, the any-time interval is given for the difference."
+)
+
+
+def metric_report(
+    experiment: Experiment,
+    metric: Metric,
+    cells: MetricCells,
+    epochs: Sequence[Epoch],
+    *,
+    level: float,
+) -> MetricReport:
+    """Estimate a metric for every variant, and compare each to the control."""
+    declaration = experiment.declaration
+    pooled = pooled_moments(experiment, cells)
+    by_epoch = epoch_moments(cells, epochs)
+    moved = weights_moved(by_epoch)
+    return MetricReport(
+        name=metric.name,
+        title=metric.title,
+        kind=metric.kind,
+        direction=metric.direction,
+        reward=metric.name == declaration.reward_metric,
+        variants=tuple(
+            VariantResult(
+                variant=variant,
+                units=int(moments.n),
+                open_units=cells.open_units.get(variant, 0),
+                planned=_MOVED
+                if moved and moments.n
+                else estimate.arm(metric.kind, moments, level=level),
+                any_time=sequential.arm_sequence(
+                    metric.kind, moments, level=level, planned_units=PLANNED_UNITS / 2
+                ),
+            )
+            for variant, moments in pooled.items()
+        ),
+        comparisons=tuple(
+            _comparison(
+                metric, (variant, declaration.control.key), pooled, by_epoch, level
+            )
+            for variant in pooled
+            if variant != declaration.control.key
+        ),
+    )
+
+
+def pooled_moments(experiment: Experiment, cells: MetricCells) -> dict[str, Moments]:
+    """Pool epochs and days of each variant, in the order of the declaration."""
+    pooled = {
+        variant.key: Moments.zero() for variant in experiment.declaration.variants
+    }
+    for (variant, _, _), moments in cells.moments.items():
+        pooled[variant] += moments
+    return pooled
+
+
+def epoch_moments(cells: MetricCells, epochs: Sequence[Epoch]) -> list[EpochMoments]:
+    """Pool the days of each epoch that has units, in the order of time."""
+    weights = {epoch.number: epoch.weights for epoch in epochs}
+    pooled: dict[int, dict[str, Moments]] = {}
+    for (variant, epoch, _), moments in cells.moments.items():
+        of_epoch = pooled.setdefault(epoch, {})
+        of_epoch[variant] = of_epoch.get(variant, Moments.zero()) + moments
+    return [
+        EpochMoments(weights=weights[epoch], moments=pooled[epoch])
+        for epoch in sorted(pooled)
+    ]
+
+
+def weights_moved(epochs: Sequence[EpochMoments]) -> bool:
+    """Whether units came under more than one allocation."""
+    return any(dict(each.weights) != dict(epochs[0].weights) for each in epochs)
+
+
+def any_time_difference(
+    metric: Metric,
+    variant: str,
+    control: str,
+    epochs: Sequence[EpochMoments],
+    *,
+    level: float,
+) -> Estimate:
+    """Return the interval for variant - control that holds at every look."""
+    if weights_moved(epochs):
+        return adaptive.contrast_sequence(
+            epochs,
+            kind=metric.kind,
+            treatment=variant,
+            control=control,
+            level=level,
+            planned_units=PLANNED_UNITS,
+        )
+    treated, controlled = (
+        sum((each.moments.get(key, Moments.zero()) for each in epochs), Moments.zero())
+        for key in (variant, control)
+    )
+    return sequential.difference_sequence(
+        metric.kind, treated, controlled, level=level, planned_units=PLANNED_UNITS
+    )
+
+
+def _comparison(
+    metric: Metric,
+    pair: tuple[str, str],
+    pooled: Mapping[str, Moments],
+    epochs: Sequence[EpochMoments],
+    level: float,
+) -> Comparison:
+    variant, control = pair
+    any_time = any_time_difference(metric, variant, control, epochs, level=level)
+    if weights_moved(epochs):
+        return Comparison(
+            variant=variant,
+            planned=adaptive.contrast(
+                epochs,
+                kind=metric.kind,
+                treatment=variant,
+                control=control,
+                level=level,
+            ),
+            any_time=any_time,
+            lift_planned=adaptive.contrast_lift(
+                epochs,
+                kind=metric.kind,
+                treatment=variant,
+                control=control,
+                level=level,
+            ),
+            lift_any_time=_NO_LIFT_SEQUENCE,
+        )
+    treated, controlled = pooled[variant], pooled[control]
+    return Comparison(
+        variant=variant,
+        planned=estimate.difference(metric.kind, treated, controlled, level=level),
+        any_time=any_time,
+        lift_planned=estimate.lift(metric.kind, treated, controlled, level=level),
+        lift_any_time=sequential.lift_sequence(
+            metric.kind, treated, controlled, level=level, planned_units=PLANNED_UNITS
+        ),
+    )
+
+
+def cumulative_series(
+    metric: Metric,
+    spans: Mapping[str, Sequence[Moments]],
+    *,
+    start: datetime,
+    end: datetime,
+    level: float,
+) -> tuple[Series, ...]:
+    """Add moments up over equal spans of time, with the any-time interval at each.
+
+    Points at which the interval is withheld are left out.
+    """
+    series = []
+    for variant, moments in spans.items():
+        points = []
+        total = Moments.zero()
+        for number, span in enumerate(moments, start=1):
+            total += span
+            interval = sequential.arm_sequence(
+                metric.kind, total, level=level, planned_units=PLANNED_UNITS / 2
+            )
+            if isinstance(interval, Interval):
+                at = start + (end - start) * number / len(moments)
+                points.append(SeriesPoint(at=at, units=int(total.n), interval=interval))
+        series.append(Series(variant=variant, points=tuple(points)))
+    return tuple(series)

@@ -1,0 +1,101 @@
+"""The door to reports for programs that hold no database connection of their own."""
+
+import contextlib
+from datetime import datetime
+from pathlib import Path
+
+from experiment_service.reporting.build import (
+    build_report,
+    list_experiments,
+    operations,
+    overview,
+)
+from experiment_service.reporting.values import (
+    ListedExperiment,
+    Operations,
+    OverviewRow,
+    Report,
+)
+from experiment_service.storage import database
+
+
+class Reports:
+    """Reports of one database; keep one per process and close it at the end.
+
+    Every report is read in one snapshot, so its numbers agree with each other.
+
+    Parameters
+    ----------
+    database_url : str or None
+        Of a PostgreSQL with our schema; None opens the embedded one.
+    data_dir : Path
+        Where the embedded database is.
+
+    Raises
+    ------
+    InvalidRequest
+        When the URL is not one of PostgreSQL.
+    Unavailable
+        When the server does not answer or start, or its schema is not up to date.
+    """
+
+    def __init__(self, database_url: str | None, data_dir: Path) -> None:
+        with contextlib.ExitStack() as stack:
+            url = stack.enter_context(database.running_database(database_url, data_dir))
+            engine = database.create_engine(url, pool_size=4, name="reports")
+            stack.callback(engine.dispose)
+            database.check_migrated(engine)
+            self._engine = engine.execution_options(
+                isolation_level="REPEATABLE READ", postgresql_readonly=True
+            )
+            self._opened = stack.pop_all()
+
+    def experiments(self) -> tuple[ListedExperiment, ...]:
+        """Name every experiment, the running ones first.
+
+        Raises
+        ------
+        Unavailable
+            When the database does not answer.
+        """
+        with database.transaction(self._engine) as connection:
+            return list_experiments(connection)
+
+    def overview(self, *, as_of: datetime) -> tuple[OverviewRow, ...]:
+        """Return a line for every experiment.
+
+        Raises
+        ------
+        Unavailable
+            When the database does not answer.
+        """
+        with database.transaction(self._engine) as connection:
+            return overview(connection, as_of=as_of)
+
+    def report(self, key: str, *, as_of: datetime) -> Report:
+        """Return the report of an experiment.
+
+        Raises
+        ------
+        NotFound
+            Lists the experiments that exist.
+        Unavailable
+            When the database does not answer.
+        """
+        with database.transaction(self._engine) as connection:
+            return build_report(connection, key, as_of=as_of)
+
+    def operations(self, *, as_of: datetime) -> Operations:
+        """Say how the service as a whole is doing.
+
+        Raises
+        ------
+        Unavailable
+            When the database does not answer.
+        """
+        with database.transaction(self._engine) as connection:
+            return operations(connection, as_of=as_of)
+
+    def close(self) -> None:
+        """Give up the connections, and the embedded server if it was opened."""
+        self._opened.close()

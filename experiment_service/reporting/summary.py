@@ -1,0 +1,152 @@
+"""The report in one sentence, by rules that are written down here.
+
+1. Not started: a draft.
+2. A failed health check: the numbers are not to be used, so nothing else is said.
+3. Too early: no comparison to control in the reward metric has an any-time interval yet.
+4. Ahead, behind: the any-time interval of a difference excludes 0 at a level corrected
+   for the number of comparisons (Bonferroni), so that the sentence holds for all
+   variants and all looks together. Of several that are ahead, the one with the largest
+   difference is named; behind is said only if none is ahead.
+5. Else: no difference is established.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+from experiment_service.analysis.interval import Estimate, Interval, Withheld
+from experiment_service.analysis.moments import EpochMoments
+from experiment_service.analysis.sequential import MINIMUM_UNITS
+from experiment_service.domain.experiment import ExperimentState
+from experiment_service.domain.metric import METRICS, MetricKind
+from experiment_service.reporting.metrics import any_time_difference
+from experiment_service.reporting.values import Check, Facts, MetricReport, Summary
+
+
+def summarise(
+    facts: Facts,
+    checks: Sequence[Check],
+    reward: MetricReport,
+    epochs: Sequence[EpochMoments],
+    *,
+    level: float,
+) -> Summary:
+    """Say what the report amounts to, by the rules of this module."""
+    if facts.state is ExperimentState.DRAFT:
+        return Summary(verdict="draft", sentence="Not started: a draft has no units.")
+    failed = [check for check in checks if check.result.status == "failed"]
+    if failed:
+        return Summary(
+            verdict="unhealthy",
+            sentence=f"Do not use these numbers: {_listed(failed)} failed.",
+        )
+    metric = METRICS[reward.name]
+    count = len(reward.comparisons)
+    estimates = {
+        each.variant: any_time_difference(
+            metric,
+            each.variant,
+            facts.control,
+            epochs,
+            level=1 - (1 - level) / count,
+        )
+        for each in reward.comparisons
+    }
+    intervals = {
+        variant: each
+        for variant, each in estimates.items()
+        if isinstance(each, Interval)
+    }
+    if not intervals:
+        return _too_early(reward, estimates)
+    assurance = f"{level:.0%} confidence at any look"
+    if count > 1:
+        assurance += f", corrected for {count} comparisons"
+    return _compare(facts.control, reward, intervals, assurance)
+
+
+def _too_early(reward: MetricReport, estimates: Mapping[str, Estimate]) -> Summary:
+    fewest = min(reward.variants, key=lambda result: result.units)
+    if fewest.units < MINIMUM_UNITS:
+        why = (
+            f"{fewest.variant} has {fewest.units} of the {MINIMUM_UNITS} units that each "
+            "variant needs."
+        )
+    else:
+        reasons = [
+            each.reason for each in estimates.values() if isinstance(each, Withheld)
+        ]
+        why = _lower_first(reasons[0])
+    return Summary(verdict="too_early", sentence=f"Too early to tell: {why}")
+
+
+def _compare(
+    control: str,
+    reward: MetricReport,
+    intervals: Mapping[str, Interval],
+    assurance: str,
+) -> Summary:
+    sign = 1 if reward.direction == "higher" else -1
+    name = reward.title.lower()
+    gains = {key: sign * each.estimate for key, each in intervals.items()}
+    established = [key for key, each in intervals.items() if each.excludes_zero]
+    if not established:
+        return Summary(
+            verdict="no_difference",
+            sentence=f"No difference from {control} in {name} is established: "
+            f"{_ranges(intervals, reward.kind)} ({assurance}).",
+        )
+    best = max(established, key=lambda key: gains[key])
+    ahead = gains[best] > 0
+    named = best if ahead else min(established, key=lambda key: gains[key])
+    size = _size(intervals[named], reward.kind)
+    return Summary(
+        verdict="ahead" if ahead else "behind",
+        sentence=f"{named} is {'ahead of' if ahead else 'behind'} {control} in {name} by "
+        f"{size} ({assurance}).",
+    )
+
+
+def _size(interval: Interval, kind: MetricKind) -> str:
+    """Write a difference without its sign, as `ahead` and `behind` say it."""
+    low, high = sorted((abs(interval.low), abs(interval.high)))
+    scale, unit = _unit(kind)
+    digits = _digits(scale * (high - low), scale * low)
+    return (
+        f"{scale * abs(interval.estimate):.{digits}f}{unit}, between "
+        f"{scale * low:.{digits}f} and {scale * high:.{digits}f}"
+    )
+
+
+def _ranges(intervals: Mapping[str, Interval], kind: MetricKind) -> str:
+    scale, unit = _unit(kind)
+    parts = []
+    for variant, each in intervals.items():
+        low, high = scale * each.low, scale * each.high
+        digits = _digits(high - low, min(-low, high))
+        parts.append(
+            f"{variant} between {low:+.{digits}f} and {high:+.{digits}f}{unit}"
+        )
+    return ", ".join(parts)
+
+
+def _unit(kind: MetricKind) -> tuple[float, str]:
+    return (1.0, "") if kind == "mean" else (100.0, " points")
+
+
+def _digits(width: float, nearest: float) -> int:
+    """Return the decimals that show two digits of a width, and no limit as 0."""
+    shown = [1 - math.floor(math.log10(width))] if width > 0 else []
+    if nearest > 0:
+        shown.append(-math.floor(math.log10(nearest)))
+    return min(max([1, *shown]), 6)
+
+
+def _listed(failed: Sequence[Check]) -> str:
+    return ", ".join(
+        check.title.lower() + (f" ({check.subject})" if check.subject else "")
+        for check in failed
+    )
+
+
+def _lower_first(sentence: str) -> str:
+    return sentence[:1].lower() + sentence[1:]

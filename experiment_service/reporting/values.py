@@ -1,0 +1,365 @@
+"""What a report is: plain frozen values, the same for dashboard, API and CLI.
+
+Every number is finite or replaced by a `Withheld` with its reason.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from enum import Enum
+from typing import Any, Literal
+
+from experiment_service.analysis.health import HealthCheck
+from experiment_service.analysis.interval import Estimate, Interval, Withheld
+from experiment_service.domain.experiment import ExperimentKind, ExperimentState
+from experiment_service.domain.metric import MetricKind
+from experiment_service.storage.counts import Lag, MinuteCount
+
+#: What a summary concludes; `summary` states the rules.
+Verdict = Literal["draft", "unhealthy", "too_early", "no_difference", "behind", "ahead"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class VariantFacts:
+    """A variant and its traffic.
+
+    Attributes
+    ----------
+    weight : float or None
+        Share of traffic in force, or the last one; None for a draft.
+    units, exposures, fallbacks : int
+        All that were recorded, also units whose window is open.
+    """
+
+    key: str
+    recommender: str
+    control: bool
+    weight: float | None
+    units: int
+    exposures: int
+    fallbacks: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """A health check of an experiment.
+
+    Attributes
+    ----------
+    title : str
+        What people read.
+    subject : str or None
+        What it is about, such as a variant; None for the whole experiment.
+    """
+
+    title: str
+    subject: str | None
+    result: HealthCheck
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class VariantResult:
+    """A metric of one variant.
+
+    Attributes
+    ----------
+    units : int
+        Units that count: their window has closed.
+    open_units : int
+        Units that do not count yet.
+    planned : Interval or Withheld
+        For one look at a planned end.
+    any_time : Interval or Withheld
+        For every look at once.
+    """
+
+    variant: str
+    units: int
+    open_units: int
+    planned: Estimate
+    any_time: Estimate
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """A variant against control: difference in the metric's unit, and relative lift."""
+
+    variant: str
+    planned: Estimate
+    any_time: Estimate
+    lift_planned: Estimate
+    lift_any_time: Estimate
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class MetricReport:
+    """A metric of all variants; comparisons leave out the control."""
+
+    name: str
+    title: str
+    kind: MetricKind
+    direction: Literal["higher", "lower"]
+    reward: bool
+    variants: tuple[VariantResult, ...]
+    comparisons: tuple[Comparison, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class EpochReport:
+    """An epoch: its weights, and the units that were first exposed in it."""
+
+    number: int
+    started_at: datetime
+    weights: Mapping[str, float]
+    units: Mapping[str, int]
+    cutoff: datetime | None
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """A scheduled reallocation and whether it moved the weights."""
+
+    cutoff: datetime
+    epoch: int
+    moved: bool
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Posterior:
+    """Beta posterior of a variant's reward, from all units that count.
+
+    Attributes
+    ----------
+    units, rewards : int
+        Units that count, and those with a reward.
+    alpha, beta : float
+        Parameters, > 0.
+    mean, low, high : float
+        Mean and central credible interval at the level of the report.
+    probability_best : float
+        P(best) among all variants.
+    """
+
+    variant: str
+    units: int
+    rewards: int
+    alpha: float
+    beta: float
+    mean: float
+    low: float
+    high: float
+    probability_best: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class BanditReport:
+    """How a bandit's weights are set and what its policy believes.
+
+    Attributes
+    ----------
+    next_look_at : datetime or None
+        When the next reallocation is due; None unless it runs.
+    looks : tuple of Look
+        In the order of time.
+    """
+
+    policy: str
+    parameters: Mapping[str, object]
+    floor: float
+    control_share: float
+    interval: timedelta
+    minimum_units: int
+    mode: str
+    next_look_at: datetime | None
+    looks: tuple[Look, ...]
+    posteriors: tuple[Posterior, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class SeriesPoint:
+    """Reward of a variant over all units whose window had closed by `at`."""
+
+    at: datetime
+    units: int
+    interval: Interval
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Series:
+    """Cumulative reward of one variant over time, with its confidence sequence."""
+
+    variant: str
+    points: tuple[SeriesPoint, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """The report in one sentence, with the rule's verdict."""
+
+    verdict: Verdict
+    sentence: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What an experiment is and how far it has come.
+
+    Attributes
+    ----------
+    epoch : int or None
+        Number of the current or last epoch; None for a draft.
+    running_for : timedelta
+        From start to stop or to the time of the report; 0 for a draft.
+    units, crossed : int
+        Units of analysis seen, and those that no metric counts as they were seen in
+        more than one variant.
+    interactions : mapping of str to int
+        That count for the experiment, by kind.
+    last_exposure_at : datetime or None
+        None before the first.
+    """
+
+    key: str
+    description: str
+    kind: ExperimentKind
+    state: ExperimentState
+    placement: str
+    reward_metric: str
+    attribution_window: timedelta
+    started_at: datetime | None
+    stopped_at: datetime | None
+    running_for: timedelta
+    epoch: int | None
+    variants: tuple[VariantFacts, ...]
+    units: int
+    crossed: int
+    interactions: Mapping[str, int]
+    last_exposure_at: datetime | None
+
+    @property
+    def control(self) -> str:
+        """Key of the reference variant."""
+        return next(variant.key for variant in self.variants if variant.control)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """All that is known of an experiment at one instant, health first.
+
+    Attributes
+    ----------
+    as_of : datetime
+        The last instant used.
+    level : float
+        Coverage of every interval, in (0, 1).
+    metrics : tuple of MetricReport
+        The reward metric first.
+    bandit : BanditReport or None
+        None for an A/B test.
+    series : tuple of Series
+        Of the reward metric.
+    """
+
+    as_of: datetime
+    level: float
+    facts: Facts
+    summary: Summary
+    checks: tuple[Check, ...]
+    metrics: tuple[MetricReport, ...]
+    epochs: tuple[EpochReport, ...]
+    bandit: BanditReport | None
+    series: tuple[Series, ...]
+
+    @property
+    def reward(self) -> MetricReport:
+        """The metric that decides."""
+        return self.metrics[0]
+
+    @property
+    def failed_checks(self) -> tuple[Check, ...]:
+        """Checks that forbid the use of the estimates."""
+        return tuple(each for each in self.checks if each.result.status == "failed")
+
+    def to_document(self) -> dict[str, Any]:
+        """Return the report as a JSON document.
+
+        An estimate has the key ``withheld`` with the reason, or the fields of
+        `Interval`; instants are ISO 8601 in UTC, spans are seconds.
+        """
+        document = _plain(self)
+        return dict(document)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class OverviewRow:
+    """An experiment in one line.
+
+    Attributes
+    ----------
+    health : {"ok", "warning", "failed", "not_enough_data"}
+        The worst of its checks.
+    """
+
+    facts: Facts
+    summary: Summary
+    health: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ListedExperiment:
+    """An experiment to choose from."""
+
+    key: str
+    kind: ExperimentKind
+    state: ExperimentState
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Operations:
+    """How the service as a whole is doing.
+
+    Attributes
+    ----------
+    checks : tuple of Check
+        Ingestion lag, orphans, rows in default partitions.
+    lag : Lag or None
+        None without exposures.
+    minutes : tuple of MinuteCount
+        Of the last hour; minutes without events are left out.
+    """
+
+    as_of: datetime
+    checks: tuple[Check, ...]
+    lag: Lag | None
+    minutes: tuple[MinuteCount, ...]
+    database_bytes: int
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401 - walks any value of a report
+    if isinstance(value, Withheld):
+        return {"withheld": value.reason, "overlap": _plain(value.overlap)}
+    if dataclasses.is_dataclass(value):
+        return {
+            each.name: _plain(getattr(value, each.name))
+            for each in dataclasses.fields(value)
+        }
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return _leaf(value)
+
+
+def _leaf(value: Any) -> Any:  # noqa: ANN401 - any single value
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).isoformat()
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{value} in a report; every number must be finite")
+    return value

@@ -1,0 +1,248 @@
+"""Answers: which variant a unit gets, and which items in which order.
+
+Functions of a snapshot and a request; the sticky store is read, never written.
+"""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from experiment_service.domain.assignment import Assignment, assign
+from experiment_service.domain.event import AttributeValue
+from experiment_service.serving.snapshot import ServedExperiment, Snapshot
+from experiment_service.serving.sticky import StickyStore
+from recommenders.lists import PublishedLists
+
+#: The model whose default list fills up what every other source left open.
+FALLBACK_MODEL = "popularity"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """What a unit gets, before any item.
+
+    Attributes
+    ----------
+    served : ServedExperiment or None
+        The experiment that admits the unit; None outside every experiment.
+    assignment : Assignment or None
+        Set when `served` is, or when one running experiment was asked for.
+    recommender : str or None
+        Of the variant, else of the placement; None when an experiment was asked for
+        that does not run.
+    settings : mapping
+        Likewise.
+    reason : str
+        What decided, in words.
+    """
+
+    served: ServedExperiment | None
+    assignment: Assignment | None
+    recommender: str | None
+    settings: Mapping[str, AttributeValue]
+    reason: str
+
+    @property
+    def variant(self) -> str | None:
+        """Key of the variant, None outside."""
+        return self.assignment.variant if self.assignment else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Carousel:
+    """Items in order.
+
+    Attributes
+    ----------
+    model : str
+        Label of the recommender's version, such as ``als/3``; of the fallback's when
+        the recommender has none that serves, and its bare name when neither has.
+    sources : list of str
+        Where each item came from, such as ``als``, ``als:related``, ``als:default``.
+    fallback : bool
+        Whether an item came from elsewhere than the recommender's own lists for this
+        unit or item, or none was found.
+    """
+
+    model: str
+    items: Sequence[str]
+    sources: Sequence[str]
+    fallback: bool
+
+
+def decide(
+    snapshot: Snapshot,
+    sticky: StickyStore,
+    placement: str,
+    unit_id: str,
+    attributes: Mapping[str, AttributeValue],
+) -> Decision:
+    """Find the experiment of a placement that admits a unit, and its variant.
+
+    At most one admits it, as running experiments of a placement share a layer and own
+    different segments. An override goes before all of them.
+
+    Raises
+    ------
+    NotFound
+        When there is no such placement.
+    """
+    place = snapshot.configuration.placement(placement)
+    candidates = snapshot.by_placement.get(placement, ())
+    for served in candidates:
+        if unit_id in served.experiment.declaration.overrides:
+            candidates = (served,)
+            break
+    for served in candidates:
+        assignment = _assign(served, sticky, unit_id, attributes)
+        if assignment.variant is not None:
+            return _admitted(served, assignment, assignment.variant)
+    return Decision(
+        served=None,
+        assignment=None,
+        recommender=place.recommender,
+        settings=place.settings,
+        reason="no running experiment of the placement admits the unit",
+    )
+
+
+def decide_experiment(
+    snapshot: Snapshot,
+    sticky: StickyStore,
+    experiment: str,
+    unit_id: str,
+    attributes: Mapping[str, AttributeValue],
+) -> Decision:
+    """Find a unit's variant in one experiment, asked for by its key.
+
+    A unit that is not in it gets its placement's recommender.
+
+    Raises
+    ------
+    NotFound
+        When there is no such experiment.
+    """
+    configuration = snapshot.configuration
+    if configuration.experiment(experiment) is None:
+        return Decision(
+            served=None,
+            assignment=None,
+            recommender=None,
+            settings={},
+            reason=f"the experiment is {configuration.states[experiment]}",
+        )
+    served = snapshot.experiments[experiment]
+    assignment = _assign(served, sticky, unit_id, attributes)
+    if assignment.variant is None:
+        place = configuration.placement(served.experiment.declaration.placement)
+        return Decision(
+            served=None,
+            assignment=assignment,
+            recommender=place.recommender,
+            settings=place.settings,
+            reason=assignment.reason,
+        )
+    return _admitted(served, assignment, assignment.variant)
+
+
+def _admitted(
+    served: ServedExperiment, assignment: Assignment, variant: str
+) -> Decision:
+    return Decision(
+        served=served,
+        assignment=assignment,
+        recommender=served.variants[variant].recommender,
+        settings=served.variants[variant].settings,
+        reason=assignment.reason,
+    )
+
+
+def _assign(
+    served: ServedExperiment,
+    sticky: StickyStore,
+    unit_id: str,
+    attributes: Mapping[str, AttributeValue],
+) -> Assignment:
+    first_epoch = None
+    if served.sticky:
+        number = sticky.first_epoch(served.experiment.id, unit_id)
+        if number is not None:
+            first_epoch = served.epochs.get(number)
+    return assign(
+        served.experiment,
+        served.current,
+        unit_id,
+        attributes,
+        first_epoch=first_epoch,
+    )
+
+
+def fill_carousel(
+    snapshot: Snapshot,
+    recommender: str,
+    unit_id: str,
+    *,
+    k: int,
+    item_id: str | None = None,
+    exclude: Collection[str] = (),
+) -> Carousel:
+    """Take items from one source after the other until there are `k`.
+
+    The sources: the recommender's items that go with `item_id`, its list of the unit,
+    its default list, the default list of `FALLBACK_MODEL`. No item comes twice, nor
+    does `item_id` or an excluded one.
+    """
+    taken = set(exclude)
+    if item_id is not None:
+        taken.add(item_id)
+    items: list[str] = []
+    sources: list[str] = []
+    own = snapshot.lists.get(recommender)
+    for source, candidates in _sources(snapshot, own, recommender, unit_id, item_id):
+        for item in candidates:
+            if item not in taken:
+                taken.add(item)
+                items.append(item)
+                sources.append(source)
+                if len(items) == k:
+                    break
+        if len(items) == k:
+            break
+    return Carousel(
+        model=model_label(snapshot, recommender),
+        items=items,
+        sources=sources,
+        fallback=is_fallback(recommender, sources),
+    )
+
+
+def _sources(
+    snapshot: Snapshot,
+    own: PublishedLists | None,
+    recommender: str,
+    unit_id: str,
+    item_id: str | None,
+) -> Iterator[tuple[str, Sequence[str]]]:
+    if own is not None:
+        if item_id is not None:
+            yield f"{recommender}:related", own.related(item_id) or ()
+        yield recommender, own.for_unit(unit_id) or ()
+        yield f"{recommender}:default", own.default
+    if recommender != FALLBACK_MODEL and FALLBACK_MODEL in snapshot.lists:
+        yield f"{FALLBACK_MODEL}:default", snapshot.lists[FALLBACK_MODEL].default
+
+
+def model_label(snapshot: Snapshot, recommender: str) -> str:
+    """Return name and version of what serves a recommender; see `Carousel.model`."""
+    lists = snapshot.lists.get(recommender) or snapshot.lists.get(FALLBACK_MODEL)
+    return recommender if lists is None else f"{lists.name}/{lists.version}"
+
+
+def is_fallback(recommender: str, sources: Collection[str]) -> bool:
+    """Whether a carousel differs from what the recommender itself has to say.
+
+    `FALLBACK_MODEL` says the same to all, so its default list is its own.
+    """
+    own = {recommender, f"{recommender}:related"}
+    if recommender == FALLBACK_MODEL:
+        own.add(f"{FALLBACK_MODEL}:default")
+    return not sources or not own.issuperset(sources)

@@ -1,0 +1,240 @@
+"""Shoppers for the demo: real households that go through HTTP like a storefront.
+
+What a household will click is not planted: it follows what the household really bought
+in the weeks after the training cut. The module knows the API by its address only.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import numpy as np
+import pandas as pd
+
+log = logging.getLogger(__name__)
+
+#: Chance to examine position j (from 1) is EXAMINATION ** (j - 1): the exponential
+#: examination of a cascade reader.
+EXAMINATION = 0.85
+
+#: Chance to click an examined item the household will buy / whose type it will buy /
+#: any other.
+CLICK_PRODUCT = 0.30
+CLICK_TYPE = 0.06
+CLICK_OTHER = 0.002
+
+_CART_AFTER_CLICK = 0.35
+_PURCHASE_AFTER_CART = 0.5
+_LIST_LENGTH = 10
+_MAX_WAITING = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Household:
+    """A shopper and what it bought after the training cut."""
+
+    unit_id: str
+    products: frozenset[str]
+    types: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Click:
+    """A click at a position (from 1) and how far it went."""
+
+    item_id: str
+    position: int
+    carted: bool
+    bought: bool
+
+
+@dataclass(slots=True, kw_only=True)
+class Tally:
+    """What the shoppers did so far."""
+
+    visits: int = 0
+    clicks: int = 0
+    failures: int = 0
+    milliseconds: list[float] = field(default_factory=list)
+
+
+def future_households(
+    purchases: pd.DataFrame, catalogue: pd.DataFrame
+) -> tuple[list[Household], dict[str, str]]:
+    """Return the households of later purchases, and the type of each product.
+
+    Parameters
+    ----------
+    purchases : DataFrame
+        Rows after the training cut, with ``unit_id`` and ``item_id``.
+    catalogue : DataFrame
+        ``item_id`` and ``type``.
+    """
+    types = {
+        str(item): str(kind)
+        for item, kind in zip(catalogue["item_id"], catalogue["type"], strict=True)
+    }
+    households = [
+        Household(
+            unit_id=str(unit_id),
+            products=frozenset(items),
+            types=frozenset(types[item] for item in items if item in types),
+        )
+        for unit_id, items in purchases.groupby("unit_id")["item_id"]
+    ]
+    return households, types
+
+
+def browse(
+    household: Household,
+    items: Sequence[str],
+    types: Mapping[str, str],
+    rng: np.random.Generator,
+) -> list[Click]:
+    """Return what a household clicks on a carousel.
+
+    It examines position j with chance ``EXAMINATION ** (j - 1)`` and clicks an examined
+    item by whether it will buy the product, something of its type, or neither.
+    """
+    draws = rng.random((len(items), 4))
+    clicks = []
+    for index, item in enumerate(items):
+        appeal = CLICK_OTHER
+        if item in household.products:
+            appeal = CLICK_PRODUCT
+        elif types.get(item) in household.types:
+            appeal = CLICK_TYPE
+        examined, clicked, carted, bought = draws[index]
+        if examined < EXAMINATION**index and clicked < appeal:
+            in_cart = bool(carted < _CART_AFTER_CLICK)
+            clicks.append(
+                Click(
+                    item_id=item,
+                    position=index + 1,
+                    carted=in_cart,
+                    bought=in_cart and bool(bought < _PURCHASE_AFTER_CART),
+                )
+            )
+    return clicks
+
+
+def interaction_documents(
+    exposure_id: str, unit_id: str, clicks: Sequence[Click]
+) -> list[dict[str, Any]]:
+    """Write a visit as the interactions a storefront sends; ids make retries safe."""
+    documents: list[dict[str, Any]] = [
+        {
+            "id": f"{exposure_id}:viewed",
+            "exposure_id": exposure_id,
+            "unit_id": unit_id,
+            "kind": "viewed",
+        }
+    ]
+    for click in clicks:
+        kinds = ["click"]
+        kinds += ["add_to_cart"] if click.carted else []
+        kinds += ["purchase"] if click.bought else []
+        documents += [
+            {
+                "id": f"{exposure_id}:{kind}:{click.position}",
+                "exposure_id": exposure_id,
+                "unit_id": unit_id,
+                "kind": kind,
+                "item_id": click.item_id,
+                "position": click.position,
+            }
+            for kind in kinds
+        ]
+    return documents
+
+
+class Shoppers:
+    """Households that visit at random, at a given rate, until told to stop.
+
+    Parameters
+    ----------
+    address : str
+        Of the API, such as ``http://127.0.0.1:8000``.
+    placements : sequence of str
+        A visit asks for a carousel on each.
+    visits_per_second : float
+        Mean rate of a Poisson process.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        placements: Sequence[str],
+        households: Sequence[Household],
+        types: Mapping[str, str],
+        visits_per_second: float,
+        rng: np.random.Generator,
+    ) -> None:
+        self._address = address
+        self._placements = placements
+        self._households = households
+        self._types = types
+        self._rate = visits_per_second
+        self._rng = rng
+        self.tally = Tally()
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Visit until `stopping` is set, then finish the visits under way."""
+        gate = asyncio.Semaphore(_MAX_WAITING)
+        under_way: set[asyncio.Task[None]] = set()
+        async with httpx.AsyncClient(base_url=self._address, timeout=10) as client:
+            while not stopping.is_set():
+                household = self._households[int(self._rng.integers(len(self._households)))]
+                await gate.acquire()
+                visit = asyncio.create_task(self._visit(client, household))
+                under_way.add(visit)
+                visit.add_done_callback(under_way.discard)
+                visit.add_done_callback(lambda _: gate.release())
+                await asyncio.sleep(self._rng.exponential(1 / self._rate))
+            await asyncio.gather(*under_way)
+
+    async def _visit(self, client: httpx.AsyncClient, household: Household) -> None:
+        try:
+            for placement in self._placements:
+                await self._browse_placement(client, household, placement)
+            self.tally.visits += 1
+        except httpx.HTTPError as error:
+            # A shop goes on when a carousel fails; the demo counts and shows it.
+            self.tally.failures += 1
+            log.debug("visit failed error=%r", error)
+
+    async def _browse_placement(
+        self, client: httpx.AsyncClient, household: Household, placement: str
+    ) -> None:
+        started = time.perf_counter()
+        answer = await client.post(
+            "/v1/recommendations",
+            json={
+                "unit_id": household.unit_id,
+                "placement": placement,
+                "k": _LIST_LENGTH,
+            },
+        )
+        answer.raise_for_status()
+        self.tally.milliseconds.append(1000 * (time.perf_counter() - started))
+        del self.tally.milliseconds[:-1000]
+        document = answer.json()
+        if document["exposure_id"] is None:
+            return
+        items = [item["item_id"] for item in document["items"]]
+        clicks = browse(household, items, self._types, self._rng)
+        self.tally.clicks += len(clicks)
+        sent = await client.post(
+            "/v1/interactions",
+            json={
+                "interactions": interaction_documents(
+                    document["exposure_id"], household.unit_id, clicks
+                )
+            },
+        )
+        sent.raise_for_status()

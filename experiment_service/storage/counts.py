@@ -1,0 +1,249 @@
+"""Counts for health checks and operations: units, exposures, lag, orphans, sizes.
+
+Cheap enough for a dashboard that asks every few seconds: what looks at raw events looks
+at the latest ones only.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import Connection, Float, Text, cast, extract, func, select, table
+from sqlalchemy.dialects.postgresql import ARRAY, aggregate_order_by
+
+from experiment_service.domain.experiment import Experiment
+from experiment_service.storage import schema
+from experiment_service.storage.reads import units_seen
+
+_LATEST_EXPOSURES = 1000
+_NEWEST_EXPOSURES = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnitCount:
+    """Units of one epoch and variant, each where it was first exposed.
+
+    Attributes
+    ----------
+    units : int
+        All of them, also those whose window is open.
+    crossed : int
+        Those that were seen in another variant too, so that no metric counts them.
+    """
+
+    units: int
+    crossed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExposureCount:
+    """Exposures of one variant, how many fell back, and the time of the last one."""
+
+    exposures: int
+    fallbacks: int
+    last_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lag:
+    """Seconds between exposures and their recording, over the latest 1,000.
+
+    Attributes
+    ----------
+    newest : float
+        Median of the 20 newest; how far recording is behind now.
+    """
+
+    exposures: int
+    newest: float
+    median: float
+    p95: float
+    longest: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OrphanCount:
+    """Interactions that name an exposure, and how many name one that nobody knows."""
+
+    interactions: int
+    orphans: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MinuteCount:
+    """Events of the minute that begins at `minute`."""
+
+    minute: datetime
+    exposures: int
+    interactions: int
+
+
+def unit_counts(
+    connection: Connection, experiment: Experiment, *, cutoff: datetime
+) -> dict[tuple[int, str], UnitCount]:
+    """Return the units per epoch and variant of their first exposure."""
+    seen = units_seen(experiment)
+    order = aggregate_order_by(seen.c.variant, seen.c.first_at, seen.c.variant)
+    each = (
+        select(
+            func.min(seen.c.epoch).label("epoch"),
+            func.array_agg(order, type_=ARRAY(Text))[1].label("variant"),
+            (func.min(seen.c.variant) != func.max(seen.c.variant)).label("crossed"),
+        )
+        .where(seen.c.first_at <= cutoff)
+        .group_by(seen.c.unit_id, seen.c.phase)
+        .subquery("each")
+    )
+    rows = connection.execute(
+        select(
+            each.c.epoch,
+            each.c.variant,
+            func.count().label("units"),
+            func.count().filter(each.c.crossed).label("crossed"),
+        ).group_by(each.c.epoch, each.c.variant)
+    )
+    return {
+        (row.epoch, row.variant): UnitCount(units=row.units, crossed=row.crossed)
+        for row in rows
+    }
+
+
+def exposure_counts(
+    connection: Connection, experiment: Experiment
+) -> dict[str, ExposureCount]:
+    """Return the exposures of each variant that had any."""
+    shown = schema.unit_exposure
+    rows = connection.execute(
+        select(
+            shown.c.variant,
+            func.sum(shown.c.exposures).label("exposures"),
+            func.sum(shown.c.fallback_exposures).label("fallbacks"),
+            func.max(shown.c.last_at).label("last_at"),
+        )
+        .where(shown.c.experiment_id == experiment.id)
+        .group_by(shown.c.variant)
+    )
+    return {
+        row.variant: ExposureCount(
+            exposures=row.exposures, fallbacks=row.fallbacks, last_at=row.last_at
+        )
+        for row in rows
+    }
+
+
+def interaction_counts(
+    connection: Connection, experiment: Experiment
+) -> dict[str, int]:
+    """Return how many interactions of each kind count for an experiment."""
+    done = schema.unit_outcome
+    rows = connection.execute(
+        select(done.c.kind, func.sum(done.c.count))
+        .where(done.c.experiment_id == experiment.id)
+        .group_by(done.c.kind)
+        .order_by(done.c.kind)
+    )
+    return {kind: int(count) for kind, count in rows}
+
+
+def recording_lag(
+    connection: Connection, experiment: Experiment | None = None
+) -> Lag | None:
+    """Return how late the latest exposures were recorded, None without any.
+
+    Parameters
+    ----------
+    experiment : Experiment, optional
+        Only its exposures; those of all experiments when left out.
+    """
+    made = schema.exposure
+    latest = select(made.c.recorded_at, made.c.exposed_at).limit(_LATEST_EXPOSURES)
+    if experiment is None:
+        latest = latest.order_by(made.c.id.desc())
+    else:
+        latest = latest.where(made.c.experiment_id == experiment.id).order_by(
+            made.c.exposed_at.desc()
+        )
+    limited = latest.subquery("limited")
+    newest_first = func.row_number().over(order_by=limited.c.exposed_at.desc())
+    rows = select(limited, newest_first.label("age")).subquery("latest")
+    # A clock that is ahead of the database's would give less than nothing.
+    seconds = func.greatest(
+        cast(extract("epoch", rows.c.recorded_at - rows.c.exposed_at), Float), 0.0
+    )
+    row = connection.execute(
+        select(
+            func.count().label("exposures"),
+            func.percentile_cont(0.5)
+            .within_group(seconds)
+            .filter(rows.c.age <= _NEWEST_EXPOSURES)
+            .label("newest"),
+            func.percentile_cont(0.5).within_group(seconds).label("median"),
+            func.percentile_cont(0.95).within_group(seconds).label("p95"),
+            func.max(seconds).label("longest"),
+        ).select_from(rows)
+    ).one()
+    return Lag(**row._mapping) if row.exposures else None  # noqa: SLF001
+
+
+def orphan_count(connection: Connection, *, since: datetime) -> OrphanCount:
+    """Count interactions that name an exposure made since an instant, and orphans.
+
+    An identifier that no clock of ours made sorts after the instant too, but for one in
+    some hundred made at random, so the count needs only the newest part of the index.
+    """
+    done, made = schema.interaction, schema.exposure
+    row = connection.execute(
+        select(
+            func.count().label("interactions"),
+            func.count().filter(made.c.id.is_(None)).label("orphans"),
+        )
+        .select_from(done.outerjoin(made, made.c.id == done.c.exposure_id))
+        .where(done.c.exposure_id >= _first_id(since))
+    ).one()
+    return OrphanCount(interactions=row.interactions, orphans=row.orphans)
+
+
+def events_by_minute(connection: Connection, *, since: datetime) -> list[MinuteCount]:
+    """Count exposures made since an instant, and the interactions that name them.
+
+    Minutes without events are left out.
+    """
+    done, made = schema.interaction, schema.exposure
+    totals: dict[datetime, list[int]] = {}
+    for column, (identifier, instant) in enumerate(
+        ((made.c.id, made.c.exposed_at), (done.c.exposure_id, done.c.occurred_at))
+    ):
+        minute = func.date_trunc("minute", instant, "UTC").label("minute")
+        rows = connection.execute(
+            select(minute, func.count())
+            .where(identifier >= _first_id(since), instant >= since)
+            .group_by(minute)
+        )
+        for at, count in rows:
+            totals.setdefault(at, [0, 0])[column] = count
+    return [
+        MinuteCount(minute=minute, exposures=exposures, interactions=interactions)
+        for minute, (exposures, interactions) in sorted(totals.items())
+    ]
+
+
+def _first_id(instant: datetime) -> UUID:
+    """Return the smallest UUIDv7 of an instant."""
+    return UUID(int=int(instant.timestamp() * 1000) << 80)
+
+
+def default_partition_rows(connection: Connection) -> dict[str, int]:
+    """Count the events that no monthly partition took, per table; 0 when all is well."""
+    return {
+        name: connection.scalar(
+            select(func.count()).select_from(table(f"{name}_default"))
+        )
+        or 0
+        for name in ("exposure", "interaction")
+    }
+
+
+def database_size(connection: Connection) -> int:
+    """Return the size of the database in bytes."""
+    size = connection.scalar(select(func.pg_database_size(func.current_database())))
+    return int(size or 0)

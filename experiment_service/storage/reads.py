@@ -1,0 +1,296 @@
+"""What reports and reallocations read: moments and counts, never single events.
+
+The sums are made in the database, as the metric's declaration says, from
+`unit_exposure` and `unit_outcome`. Statistics and judgement are elsewhere.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime
+from typing import Any
+
+from sqlalchemy import (
+    CTE,
+    Boolean,
+    ColumnElement,
+    Connection,
+    Date,
+    Float,
+    Integer,
+    Interval,
+    Row,
+    and_,
+    case,
+    cast,
+    extract,
+    func,
+    literal,
+    null,
+    select,
+    true,
+    union_all,
+)
+
+from experiment_service.analysis.moments import Moments
+from experiment_service.domain.experiment import (
+    AssignmentMode,
+    Experiment,
+    ExperimentKind,
+)
+from experiment_service.domain.metric import Metric
+from experiment_service.storage import schema
+
+#: Variant, epoch and UTC day of a unit's first exposure.
+Cell = tuple[str, int, date]
+
+_SUMS = ("n", "sum_y", "sum_yy", "sum_x", "sum_xx", "sum_xy")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricCells:
+    """What the tables hold of one metric.
+
+    Attributes
+    ----------
+    moments : mapping of Cell to Moments
+        Of the units whose window has closed.
+    open_units : mapping of str to int
+        Units per variant that do not count yet, as their window is still open.
+    """
+
+    moments: Mapping[Cell, Moments]
+    open_units: Mapping[str, int]
+
+
+def metric_moments(
+    connection: Connection, experiment: Experiment, metric: Metric, *, cutoff: datetime
+) -> dict[Cell, Moments]:
+    """Return the moments of the units of analysis whose window has closed.
+
+    A unit of analysis is a unit of an A/B test or a sticky bandit, and a (unit, epoch)
+    of a bandit that redraws. One seen in two variants by the cutoff counts nowhere.
+    With w the attribution window it counts if first exposure + w <= cutoff, for a ratio
+    if last exposure + w <= cutoff; with trigger ``viewed`` only if it viewed by then.
+
+    A proportion has y = 1 if an event came within w of the first exposure; its moments
+    depend on nothing later than the cutoff, however late they are asked for. Means
+    (y: events) and ratios (y: events, x: exposures) are as recorded so far.
+
+    Parameters
+    ----------
+    cutoff : datetime
+        Last instant used, with time zone.
+    """
+    cells = moments_by_metric(connection, experiment, [metric], cutoff=cutoff)
+    return dict(cells[metric.name].moments)
+
+
+def moments_by_metric(
+    connection: Connection,
+    experiment: Experiment,
+    metrics: Sequence[Metric],
+    *,
+    cutoff: datetime,
+) -> dict[str, MetricCells]:
+    """Return what `metric_moments` returns for several metrics, in one pass."""
+    units = _units(experiment, metrics, cutoff)
+    day = cast(func.timezone("UTC", units.c.first_at), Date)
+    cell = (units.c.variant, units.c.epoch, day.label("day"))
+    columns = [
+        column
+        for i, metric in enumerate(metrics)
+        for column in _value(experiment, metric, units, cutoff).sums(f"m{i}")
+    ]
+    rows = connection.execute(
+        select(*cell, *columns).select_from(units).group_by(*cell)
+    ).all()
+    return {metric.name: _cells(rows, f"m{i}") for i, metric in enumerate(metrics)}
+
+
+def _cells(rows: Sequence[Row[Any]], prefix: str) -> MetricCells:
+    moments: dict[Cell, Moments] = {}
+    open_units: dict[str, int] = {}
+    for row in rows:
+        variant = row.variant
+        still_open = row._mapping[f"{prefix}_open"]  # noqa: SLF001
+        open_units[variant] = open_units.get(variant, 0) + still_open
+        cell = _moments(row, prefix)
+        if cell.n:
+            moments[variant, row.epoch, row.day] = cell
+    return MetricCells(moments=moments, open_units=open_units)
+
+
+def _moments(row: Row[Any], prefix: str) -> Moments:
+    return Moments(**{name: row._mapping[f"{prefix}_{name}"] or 0 for name in _SUMS})  # noqa: SLF001
+
+
+def moment_series(
+    connection: Connection,
+    experiment: Experiment,
+    metric: Metric,
+    *,
+    start: datetime,
+    cutoff: datetime,
+    buckets: int,
+) -> dict[str, list[Moments]]:
+    """Return moments per variant and span of time in which the windows closed.
+
+    Parameters
+    ----------
+    start, cutoff : datetime
+        Bounds of equal spans; what closed before them is in the first one.
+    buckets : int
+        Number of spans.
+
+    Returns
+    -------
+    dict of str to list of Moments
+        One per span; their sum is that of `metric_moments`.
+    """
+    units = _units(experiment, [metric], cutoff)
+    value = _value(experiment, metric, units, cutoff)
+    span = func.width_bucket(
+        cast(extract("epoch", value.closes_at), Float),
+        start.timestamp(),
+        cutoff.timestamp(),
+        buckets,
+    )
+    cell = (
+        units.c.variant,
+        func.least(func.greatest(span, 1), buckets).label("bucket"),
+    )
+    series: dict[str, list[Moments]] = {}
+    for row in connection.execute(
+        select(*cell, *value.sums("m"))
+        .select_from(units)
+        .where(value.counts)
+        .group_by(*cell)
+    ):
+        spans = series.setdefault(row.variant, [Moments.zero()] * buckets)
+        spans[row.bucket - 1] = _moments(row, "m")
+    return series
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Value:
+    """A metric of one unit as SQL: when its window closes, whether it counts, y, x."""
+
+    closes_at: ColumnElement[datetime]
+    closed: ColumnElement[bool]
+    counts: ColumnElement[bool]
+    y: ColumnElement[int]
+    x: ColumnElement[int]
+
+    def sums(self, prefix: str) -> list[ColumnElement[Any]]:
+        y, x = self.y, self.x
+        sums = [func.sum(each) for each in (y, y * y, x, x * x, x * y)]
+        return [
+            *(
+                total.filter(self.counts).label(f"{prefix}_{name}")
+                for name, total in zip(_SUMS, [func.count(), *sums], strict=True)
+            ),
+            func.count().filter(~self.closed).label(f"{prefix}_open"),
+        ]
+
+
+def _value(
+    experiment: Experiment, metric: Metric, units: CTE, cutoff: datetime
+) -> _Value:
+    window = literal(experiment.declaration.attribution_window, Interval)
+    last = units.c.last_at if metric.kind == "ratio" else units.c.first_at
+    closes_at = last + window
+    counts = closed = closes_at <= cutoff
+    if metric.trigger == "viewed":
+        counts = and_(closed, units.c.viewed_at <= closes_at)
+    if metric.kind == "proportion":
+        # LEAST of PostgreSQL skips nulls: the first event of any of the kinds.
+        first = func.least(*(units.c[f"{kind}_at"] for kind in metric.event_kinds))
+        y: ColumnElement[int] = case((first <= units.c.first_at + window, 1), else_=0)
+    else:
+        counted = (units.c[f"{kind}_count"] for kind in metric.event_kinds)
+        y = sum((func.coalesce(each, 0) for each in counted), literal(0, Integer))
+    x = units.c.exposures if metric.kind == "ratio" else literal(1, Integer)
+    return _Value(closes_at=closes_at, closed=closed, counts=counts, y=y, x=x)
+
+
+def _units(experiment: Experiment, metrics: Sequence[Metric], cutoff: datetime) -> CTE:
+    """Units of analysis seen by the cutoff in one variant only, with what they did.
+
+    Exposures and outcomes are stacked and grouped once. A join would do the same, but
+    the planner can't guess how many units there are and may choose nested loops.
+    """
+    done = schema.unit_outcome
+    kinds = _kinds(metrics)
+    shown = units_seen(experiment)
+    rows = union_all(
+        select(shown, null().label("kind"), null().label("count"), null().label("at")),
+        select(
+            done.c.unit_id,
+            done.c.phase,
+            *(null() for column in shown.c if column.name not in ("unit_id", "phase")),
+            done.c.kind,
+            done.c.count,
+            done.c.first_at,
+        ).where(done.c.experiment_id == experiment.id, done.c.kind.in_(kinds)),
+    ).subquery("rows")
+    columns: list[ColumnElement[Any]] = []
+    for kind in kinds:
+        here = rows.c.kind == kind
+        columns += [
+            func.min(rows.c.at).filter(here).label(f"{kind}_at"),
+            func.sum(rows.c.count).filter(here).label(f"{kind}_count"),
+        ]
+    by_cutoff = rows.c.first_at <= cutoff
+    variant = func.min(rows.c.variant).filter(by_cutoff)
+    return (
+        select(
+            variant.label("variant"),
+            # Epochs open in order, so the first exposure has the smallest.
+            func.min(rows.c.epoch).label("epoch"),
+            func.sum(rows.c.exposures).filter(rows.c.own).label("exposures"),
+            func.min(rows.c.first_at).filter(rows.c.own).label("first_at"),
+            func.max(rows.c.last_at).filter(rows.c.own).label("last_at"),
+            *columns,
+        )
+        .group_by(rows.c.unit_id, rows.c.phase)
+        .having(variant == func.max(rows.c.variant).filter(by_cutoff))
+        .cte("units")
+    )
+
+
+def _kinds(metrics: Sequence[Metric]) -> list[str]:
+    kinds = {kind for metric in metrics for kind in metric.event_kinds}
+    if any(metric.trigger == "viewed" for metric in metrics):
+        kinds.add("viewed")
+    return sorted(kinds)
+
+
+def units_seen(experiment: Experiment) -> CTE:
+    """Return what units were shown, with the phase that holds their outcomes.
+
+    A unit of analysis is a (unit, phase). A row that is not its `own` says only that it
+    crossed over.
+    """
+    shown = schema.unit_exposure
+    own: ColumnElement[bool] = true()
+    phase: ColumnElement[int] = shown.c.epoch
+    if experiment.declaration.kind is ExperimentKind.AB:
+        phase = literal(experiment.phase(0), Integer)
+    elif experiment.declaration.mode is AssignmentMode.STICKY:
+        # A unit stays in its first epoch; replicas that raced may have added another.
+        phase = func.min(shown.c.epoch).over(partition_by=shown.c.unit_id)
+        own = shown.c.epoch == phase
+    return (
+        select(
+            shown.c.unit_id,
+            phase.label("phase"),
+            cast(own, Boolean).label("own"),
+            shown.c.epoch,
+            shown.c.variant,
+            shown.c.exposures,
+            shown.c.first_at,
+            shown.c.last_at,
+        )
+        .where(shown.c.experiment_id == experiment.id)
+        .cte("seen")
+    )

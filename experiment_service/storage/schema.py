@@ -1,0 +1,275 @@
+"""Tables. Seen by `storage` and the migrations only.
+
+`exposure` and `interaction` are append-only and range-partitioned by their UUIDv7, so
+the primary key is the event id alone: a retry finds its first copy whatever timestamp
+it carries. Experiments are never deleted, so events need no foreign key to them.
+"""
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    DateTime,
+    Double,
+    ForeignKey,
+    Identity,
+    Index,
+    Integer,
+    MetaData,
+    Numeric,
+    PrimaryKeyConstraint,
+    SmallInteger,
+    Table,
+    Text,
+    UniqueConstraint,
+    Uuid,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+UQ_EXPERIMENT_KEY = "uq_experiment_key"
+PK_EPOCH = "pk_epoch"
+
+
+def _instant(name: str, *, nullable: bool = False) -> Column[object]:
+    return Column(name, DateTime(timezone=True), nullable=nullable)
+
+
+def _recorded_at() -> Column[object]:
+    return Column(
+        "recorded_at",
+        DateTime(timezone=True),
+        nullable=False,
+        server_default=func.clock_timestamp(),
+    )
+
+
+#: A place in the shop that shows a carousel, and what it shows outside experiments.
+placement = Table(
+    "placement",
+    metadata,
+    Column("key", Text, primary_key=True),
+    Column("recommender", Text, nullable=False),
+    Column("settings", JSONB, nullable=False),
+)
+
+#: Segments of one layer share one salt, or experiments could not exclude each other.
+layer = Table(
+    "layer",
+    metadata,
+    Column("key", Text, primary_key=True),
+    Column("salt", Text, nullable=False, unique=True),
+)
+
+experiment = Table(
+    "experiment",
+    metadata,
+    Column("id", Integer, Identity(always=True), primary_key=True),
+    Column("key", Text, nullable=False),
+    Column("placement", Text, ForeignKey("placement.key"), nullable=False),
+    Column("layer", Text, ForeignKey("layer.key"), nullable=False),
+    Column("state", Text, nullable=False),
+    Column("declaration", JSONB, nullable=False),
+    Column("traffic_salt", Text, nullable=False, unique=True),
+    Column("variant_salt", Text, nullable=False, unique=True),
+    _instant("created_at"),
+    _instant("started_at", nullable=True),
+    _instant("stopped_at", nullable=True),
+    UniqueConstraint("key", name=UQ_EXPERIMENT_KEY),
+    CheckConstraint("state IN ('draft', 'running', 'stopped')", name="state"),
+    CheckConstraint(
+        "(state = 'draft') = (started_at IS NULL)"
+        " AND (state = 'stopped') = (stopped_at IS NOT NULL)",
+        name="state_times",
+    ),
+)
+
+#: Immutable: a trigger of the first migration refuses UPDATE and DELETE.
+epoch = Table(
+    "epoch",
+    metadata,
+    Column("experiment_id", Integer, ForeignKey("experiment.id"), nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("weights", JSONB, nullable=False),
+    Column("floor", Double, nullable=False),
+    Column("control_share", Double, nullable=False),
+    Column("statistics", JSONB),
+    _instant("cutoff", nullable=True),
+    Column("policy", JSONB),
+    Column("seed", BigInteger, nullable=False),
+    Column("reason", Text, nullable=False),
+    _instant("started_at"),
+    PrimaryKeyConstraint("experiment_id", "number", name=PK_EPOCH),
+    CheckConstraint("number >= 0", name="number"),
+)
+
+#: One row per scheduled reallocation, also when the weights stayed; immutable.
+reallocation = Table(
+    "reallocation",
+    metadata,
+    Column("experiment_id", Integer, ForeignKey("experiment.id"), nullable=False),
+    _instant("cutoff"),
+    Column("epoch", Integer, nullable=False),
+    Column("moved", Boolean, nullable=False),
+    Column("statistics", JSONB, nullable=False),
+    Column("reason", Text, nullable=False),
+    _recorded_at(),
+    PrimaryKeyConstraint("experiment_id", "cutoff"),
+)
+
+exposure = Table(
+    "exposure",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("experiment_id", Integer, nullable=False),
+    Column("epoch", Integer, nullable=False),
+    Column("unit_id", Text, nullable=False),
+    Column("variant", Text, nullable=False),
+    Column("propensity", Double, nullable=False),
+    Column("model", Text, nullable=False),
+    Column("items", ARRAY(Text), nullable=False),
+    Column("sources", ARRAY(Text), nullable=False),
+    Column("fallback", Boolean, nullable=False),
+    Column("context", JSONB, nullable=False),
+    _instant("exposed_at"),
+    _recorded_at(),
+    CheckConstraint("propensity > 0 AND propensity <= 1", name="propensity"),
+    CheckConstraint("cardinality(items) = cardinality(sources)", name="sources"),
+    # Attribution of an interaction by the unit alone; erasure of a unit.
+    Index(None, "unit_id", "exposed_at"),
+    # Health and raw export of one experiment over time.
+    Index(None, "experiment_id", "exposed_at"),
+    postgresql_partition_by="RANGE (id)",
+)
+
+interaction = Table(
+    "interaction",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("exposure_id", Uuid),
+    Column("unit_id", Text),
+    Column("kind", Text, nullable=False),
+    Column("item_id", Text),
+    Column("position", SmallInteger),
+    Column("value", Numeric),
+    _instant("occurred_at"),
+    _recorded_at(),
+    CheckConstraint("exposure_id IS NOT NULL OR unit_id IS NOT NULL", name="subject"),
+    CheckConstraint("position >= 1", name="position"),
+    # Attribution when the exposure comes after its interaction; orphans.
+    Index(None, "exposure_id", postgresql_where=text("exposure_id IS NOT NULL")),
+    # Attribution of an interaction by the unit alone.
+    Index(
+        None,
+        "unit_id",
+        "occurred_at",
+        postgresql_where=text("exposure_id IS NULL"),
+    ),
+    postgresql_partition_by="RANGE (id)",
+)
+
+#: What a unit was shown, per epoch and variant; two variants here are a crossover.
+unit_exposure = Table(
+    "unit_exposure",
+    metadata,
+    Column("experiment_id", Integer, nullable=False),
+    Column("unit_id", Text, nullable=False),
+    Column("epoch", Integer, nullable=False),
+    Column("variant", Text, nullable=False),
+    Column("propensity", Double, nullable=False),
+    Column("exposures", Integer, nullable=False),
+    Column("fallback_exposures", Integer, nullable=False),
+    _instant("first_at"),
+    _instant("last_at"),
+    _recorded_at(),
+    PrimaryKeyConstraint("experiment_id", "unit_id", "epoch", "variant"),
+    # Sticky assignments made elsewhere since the last look.
+    Index(None, "experiment_id", "recorded_at"),
+)
+
+#: Interaction i counts for experiment e in phase p; see `storage.events`.
+attribution = Table(
+    "attribution",
+    metadata,
+    Column("interaction_id", Uuid, nullable=False),
+    Column("experiment_id", Integer, nullable=False),
+    Column("phase", Integer, nullable=False),
+    PrimaryKeyConstraint("interaction_id", "experiment_id", "phase"),
+)
+
+#: What a unit did, per phase (epoch of a bandit, 0 of an A/B test) and kind.
+unit_outcome = Table(
+    "unit_outcome",
+    metadata,
+    Column("experiment_id", Integer, nullable=False),
+    Column("unit_id", Text, nullable=False),
+    Column("phase", Integer, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("count", Integer, nullable=False),
+    Column("value_sum", Numeric, nullable=False),
+    _instant("first_at"),
+    PrimaryKeyConstraint("experiment_id", "unit_id", "phase", "kind"),
+)
+
+model_version = Table(
+    "model_version",
+    metadata,
+    Column("id", Integer, Identity(always=True), primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("recommender", Text, nullable=False),
+    Column("parameters", JSONB, nullable=False),
+    Column("metrics", JSONB, nullable=False),
+    Column("checklist", JSONB, nullable=False),
+    Column("data_from", DateTime(timezone=True), nullable=False),
+    Column("data_to", DateTime(timezone=True), nullable=False),
+    Column("data_digest", Text, nullable=False),
+    Column("code_version", Text, nullable=False),
+    Column("artifact", Text, nullable=False),
+    Column("sha256", Text, nullable=False),
+    Column("status", Text, nullable=False),
+    _instant("created_at"),
+    Column("decided_by", Text),
+    _instant("decided_at", nullable=True),
+    Column("reason", Text),
+    UniqueConstraint("name", "version"),
+    CheckConstraint(
+        "status IN ('candidate', 'rejected', 'shadow', 'live', 'retired')",
+        name="status",
+    ),
+    # At most one live version of a model.
+    Index(
+        "uq_model_version_live",
+        "name",
+        unique=True,
+        postgresql_where=text("status = 'live'"),
+    ),
+)
+
+#: Every change: who did what to what, before and after.
+audit = Table(
+    "audit",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("actor", Text, nullable=False),
+    Column("action", Text, nullable=False),
+    Column("subject", Text, nullable=False),
+    Column("before", JSONB),
+    Column("after", JSONB),
+    Column("reason", Text),
+    _recorded_at(),
+    # The history of one thing.
+    Index(None, "subject", "id"),
+)

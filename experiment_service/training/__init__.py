@@ -1,0 +1,12 @@
+"""Train a recommender, judge it, publish its lists, and let it serve if it may.
+
+All computing happens before the one transaction that numbers, publishes and decides, so
+a training that fails, is rejected or dies changes nothing that serves. A data directory
+belongs to one database: folders of versions that the database does not know are removed.
+"""
+
+from experiment_service.training.data import load_interactions
+from experiment_service.training.publishing import roll_back
+from experiment_service.training.run import train
+
+__all__ = ["load_interactions", "roll_back", "train"]

@@ -1,0 +1,157 @@
+"""What to train on: loaded, checked, cut in time, and known again by its digest."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from experiment_service.domain.event import check_id
+from experiment_service.errors import InvalidRequest
+from recommenders import complete_journey
+from recommenders.interactions import IdMap, Interactions
+from recommenders.tables import read_catalogue, read_interactions, split_at
+
+log = logging.getLogger(__name__)
+
+#: With fewer units, what is learned is an accident of a few.
+MIN_UNITS = 10
+
+#: Share of the interactions, the first in time, that judging learns from.
+LEARNED_SHARE = 0.8
+
+_COLUMNS = ("unit_id", "item_id", "occurred_at", "weight")
+
+
+@contextmanager
+def as_invalid_request() -> Iterator[None]:
+    """Turn what the recommenders refuse into an error of the service."""
+    try:
+        yield
+    except ValueError as error:
+        raise InvalidRequest(str(error)) from error
+
+
+def load_interactions(
+    path: Path | None,
+    *,
+    catalogue: Path | None = None,
+    cut: datetime | None = None,
+) -> pd.DataFrame:
+    """Load what to train on.
+
+    Parameters
+    ----------
+    path : Path or None
+        CSV or Parquet as of `recommenders.tables.read_interactions`; None loads the
+        Complete Journey.
+    catalogue : Path, optional
+        CSV or Parquet as of `recommenders.tables.read_catalogue`: interactions with
+        items that are not listed, such as those no longer sold, are left out.
+    cut : datetime, optional
+        Only what lies before it is kept.
+
+    Raises
+    ------
+    InvalidRequest
+        When a file can't be read or holds bad values, or nothing is left.
+    """
+    with as_invalid_request():
+        if path is None:
+            loaded = complete_journey.load_interactions(counted_before=cut)
+        else:
+            loaded = read_interactions(path)
+        if cut is not None:
+            loaded, _ = split_at(loaded, cut)
+        if catalogue is None:
+            return loaded
+        listed = loaded["item_id"].isin(read_catalogue(catalogue)["item_id"])
+    if not listed.any():
+        raise InvalidRequest(
+            f"no interaction is with an item of {catalogue}; item_id must be the same "
+            "text in both files"
+        )
+    if not listed.all():
+        log.info("left out interactions=%d not_in=%s", (~listed).sum(), catalogue)
+    return loaded[listed]
+
+
+def check_interactions(interactions: pd.DataFrame, *, now: datetime) -> None:
+    """Refuse interactions that can't be trained on.
+
+    Raises
+    ------
+    InvalidRequest
+        When a column is missing, a time has no zone or lies after `now`, there are
+        fewer than `MIN_UNITS` units, or an id could not be served.
+    """
+    missing = [name for name in _COLUMNS if name not in interactions.columns]
+    if missing:
+        raise InvalidRequest(f"interactions lack the columns {', '.join(missing)}")
+    if interactions.empty:
+        raise InvalidRequest("interactions are empty; there is nothing to learn from")
+    instants = interactions["occurred_at"]
+    if not isinstance(instants.dtype, pd.DatetimeTZDtype) or instants.isna().any():
+        raise InvalidRequest("occurred_at must be a time with a time zone in every row")
+    if instants.max() > now:
+        raise InvalidRequest(
+            f"the last interaction is of {instants.max()}, after now, {now}; check the "
+            "times and their zone"
+        )
+    for name in ("unit_id", "item_id"):
+        with as_invalid_request():
+            ids = IdMap.from_ids(interactions[name])
+        for each in ids:
+            check_id(name, each)
+        if name == "unit_id" and len(ids) < MIN_UNITS:
+            raise InvalidRequest(
+                f"interactions are of {len(ids)} units; at least {MIN_UNITS} are needed"
+            )
+
+
+def to_matrix(interactions: pd.DataFrame) -> Interactions:
+    """Sum up the weights of each pair of unit and item."""
+    return Interactions.from_columns(
+        interactions["unit_id"].tolist(),
+        interactions["item_id"].tolist(),
+        interactions["weight"].to_numpy(np.float64),
+    )
+
+
+def default_test_start(interactions: pd.DataFrame) -> datetime:
+    """Return the instant before which `LEARNED_SHARE` of the interactions lie."""
+    instants = interactions["occurred_at"]
+    return _instant(instants.quantile(LEARNED_SHARE, interpolation="higher"))
+
+
+def time_range(interactions: pd.DataFrame) -> tuple[datetime, datetime]:
+    """Return the first and the last instant."""
+    instants = interactions["occurred_at"]
+    return _instant(instants.min()), _instant(instants.max())
+
+
+def digest(interactions: pd.DataFrame) -> str:
+    """Return SHA-256 of the interactions, the same for any order of their rows."""
+    hashed = hashlib.sha256()
+    columns = []
+    for name in ("unit_id", "item_id"):
+        ids = IdMap.from_ids(interactions[name])
+        hashed.update(json.dumps(ids.ids).encode())
+        columns.append(ids.rows(interactions[name].tolist()).astype("<i8"))
+    instants = interactions["occurred_at"].dt.tz_convert(None)
+    columns.append(instants.to_numpy("datetime64[us]").astype("<i8"))
+    columns.append(interactions["weight"].to_numpy("<f8"))
+    order = np.lexsort(columns)
+    for column in columns:
+        hashed.update(column[order].tobytes())
+    return hashed.hexdigest()
+
+
+def _instant(timestamp: pd.Timestamp) -> datetime:
+    instant: datetime = timestamp.floor("us").to_pydatetime()
+    return instant

@@ -1,0 +1,202 @@
+"""From lists to a version that serves or was rejected, and back to a former one.
+
+One transaction numbers, publishes and decides. A process that dies before its end leaves
+a folder that the database does not know; the next training of that name removes it.
+"""
+
+import logging
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine
+
+from experiment_service.errors import InvalidState, Unavailable
+from experiment_service.storage import models
+from experiment_service.storage.database import transaction
+from experiment_service.storage.models import ModelStatus, ModelVersion
+from recommenders.checklist import Check
+from recommenders.interactions import IntArray, Interactions
+from recommenders.lists import PARTIAL_SUFFIX, PublishedLists, publish_lists
+
+log = logging.getLogger(__name__)
+
+#: Folder of all models below the data directory.
+MODELS = "models"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class CandidateLists:
+    """Item rows, padded with -1: per unit, for strangers, and per item if known."""
+
+    units: IntArray
+    default: IntArray
+    related: IntArray | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Candidate:
+    """All that a training made; fields as of `ModelVersion`, and what to publish."""
+
+    name: str
+    recommender: str
+    parameters: Mapping[str, Any]
+    metrics: Mapping[str, Any]
+    checks: Sequence[Check]
+    data_from: datetime
+    data_to: datetime
+    data_digest: str
+    code_version: str
+    data: Interactions
+    lists: CandidateLists
+
+
+def store_version(
+    engine: Engine, candidate: Candidate, *, data_dir: Path, actor: str, now: datetime
+) -> ModelVersion:
+    """Let a candidate serve if all its checks passed, else store why it does not.
+
+    Raises
+    ------
+    Unavailable
+        When the lists can't be written or the database does not answer.
+    """
+    failed = [str(check) for check in candidate.checks if not check.passed]
+    with transaction(engine) as connection:
+        number = models.next_version(connection, candidate.name)
+        artifact, sha256 = "", ""
+        try:
+            _sweep(connection, data_dir, candidate.name)
+            if not failed:
+                artifact = f"{MODELS}/{candidate.name}/{number}"
+                sha256 = _publish(candidate, number, data_dir / artifact)
+        except OSError as error:
+            raise Unavailable(
+                f"{error}; make room or make it writable, then train again"
+            ) from error
+        stored = models.insert_version(
+            connection,
+            name=candidate.name,
+            recommender=candidate.recommender,
+            parameters=candidate.parameters,
+            metrics=candidate.metrics,
+            checklist=[_check_document(check) for check in candidate.checks],
+            data_from=candidate.data_from,
+            data_to=candidate.data_to,
+            data_digest=candidate.data_digest,
+            code_version=candidate.code_version,
+            artifact=artifact,
+            sha256=sha256,
+            now=now,
+        )
+        return models.decide(
+            connection,
+            stored.id,
+            ModelStatus.REJECTED if failed else ModelStatus.LIVE,
+            decided_by=actor,
+            reason="; ".join(failed) or "every check passed",
+            now=now,
+        )
+
+
+def _check_document(check: Check) -> dict[str, Any]:
+    value = check.value if math.isfinite(check.value) else None
+    return {**asdict(check), "value": value, "passed": check.passed}
+
+
+def _publish(candidate: Candidate, number: int, directory: Path) -> str:
+    sha256 = publish_lists(
+        directory,
+        name=candidate.name,
+        version=number,
+        unit_ids=candidate.data.units.ids,
+        lists=candidate.lists.units,
+        item_ids=candidate.data.items.ids,
+        default=candidate.lists.default,
+        related=candidate.lists.related,
+    )
+    _verify(directory, sha256)
+    return sha256
+
+
+def _verify(directory: Path, sha256: str) -> None:
+    lists = PublishedLists.open(directory)
+    if lists.sha256 != sha256:
+        raise ValueError(
+            f"{directory} has digest {lists.sha256}, the registry says {sha256}"
+        )
+    lists.verify()
+
+
+def _sweep(connection: Connection, data_dir: Path, name: str) -> None:
+    """Remove what crashed trainings and rejected versions of this name left behind."""
+    folder = data_dir / MODELS / name
+    if not folder.is_dir():
+        return
+    kept = models.list_artifacts(connection, name)
+    for path in folder.iterdir():
+        ours = path.name.isdecimal() or path.name.endswith(PARTIAL_SUFFIX)
+        if ours and f"{MODELS}/{name}/{path.name}" not in kept:
+            log.warning("removed left-over folder=%s", path)
+            shutil.rmtree(path)
+
+
+def roll_back(
+    connection: Connection,
+    *,
+    data_dir: Path,
+    name: str,
+    version: int | None = None,
+    actor: str,
+    reason: str,
+    now: datetime,
+) -> ModelVersion:
+    """Let a former version serve again, after reading every byte of its lists.
+
+    Parameters
+    ----------
+    version : int, optional
+        A retired one; the newest retired before the live one when left out.
+
+    Raises
+    ------
+    NotFound
+        When there is no such model or version.
+    InvalidState
+        When the version is not retired, there is none, or its lists are damaged.
+    """
+    models.lock_model(connection, name)
+    if version is None:
+        target = _former(models.list_versions(connection, name))
+    else:
+        target = models.get_version(connection, name, version)
+    if target.status is not ModelStatus.RETIRED:
+        raise InvalidState(
+            f"model version {target.label} is {target.status}; only a retired one can "
+            "serve again"
+        )
+    try:
+        _verify(data_dir / target.artifact, target.sha256)
+    except ValueError as error:
+        raise InvalidState(f"{target.label} can't serve again: {error}") from error
+    return models.set_live(
+        connection, target.id, decided_by=actor, reason=reason, now=now
+    )
+
+
+def _former(versions: Sequence[ModelVersion]) -> ModelVersion:
+    """Return the newest retired version, of those before the live one if one is."""
+    live = [each for each in versions if each.status is ModelStatus.LIVE]
+    for each in versions:
+        is_before = not live or each.version < live[0].version
+        if is_before and each.status is ModelStatus.RETIRED:
+            return each
+    raise InvalidState(
+        f"model {versions[0].name!r} has no retired version"
+        + (f" before {live[0].label}" if live else "")
+        + "; there is nothing to go back to"
+    )

@@ -1,0 +1,209 @@
+"""A training from data to lists and verdicts; all computing, before anything is stored."""
+
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sqlalchemy import Engine
+
+from experiment_service.domain.event import MAX_POSITION
+from experiment_service.domain.experiment import check_key
+from experiment_service.errors import InvalidRequest
+from experiment_service.storage.models import ModelVersion
+from experiment_service.training.data import (
+    as_invalid_request,
+    check_interactions,
+    default_test_start,
+    digest,
+    time_range,
+    to_matrix,
+)
+from experiment_service.training.publishing import (
+    Candidate,
+    CandidateLists,
+    store_version,
+)
+from recommenders import build_recommender
+from recommenders.base import Recommender, TrainedRecommender
+from recommenders.checklist import check_lists
+from recommenders.evaluation import Evaluation, evaluate, hold_out
+from recommenders.interactions import IntArray, Interactions
+from recommenders.tables import split_at
+
+log = logging.getLogger(__name__)
+
+_BLOCK_ROWS = 16_384
+
+
+def train(
+    engine: Engine,
+    *,
+    data_dir: Path,
+    interactions: pd.DataFrame,
+    recommender: str,
+    parameters: Mapping[str, object] | None = None,
+    name: str | None = None,
+    depth: int = 50,
+    exclude_seen: bool = False,
+    test_since: datetime | None = None,
+    seed: int = 0,
+    now: datetime,
+    code_version: str,
+    actor: str,
+    progress: Callable[[str], None] = log.debug,
+) -> ModelVersion:
+    """Train a recommender, judge it, and let it serve if every check passes.
+
+    It is judged by what it foretells from `test_since` on with what lies before, then
+    trained again on everything. A version that fails a check is stored as rejected with
+    the reasons, without lists, and the live one stays.
+
+    Parameters
+    ----------
+    engine : Engine
+        Its own transaction, at the end: computing takes too long to hold one open.
+    data_dir : Path
+        Lists go to ``models/<name>/<version>`` below it.
+    interactions : DataFrame
+        Columns ``unit_id``, ``item_id`` (text), ``occurred_at`` (with a time zone) and
+        ``weight``, as of `load_interactions`. All of it is trained on: cut it first.
+    recommender, parameters : str, mapping
+        Key of `recommenders.RECOMMENDERS`; parameters left out have defaults.
+    name : str, optional
+        Of the model; the recommender's when left out.
+    depth : int, 1 to 1000
+        Items per list; the data must have as many.
+    exclude_seen : bool
+        Leave out of a unit's list what it had in the data; by default it may repeat.
+    test_since : datetime, optional
+        Start of the test period; after four fifths of the interactions when left out.
+    seed : int, >= 0
+        The same data, parameters and seed give the same lists.
+    progress : callable
+        Told each step in a few words.
+
+    Raises
+    ------
+    InvalidRequest
+        When a parameter or the data breaks a rule; nothing is stored.
+    Unavailable
+        When the lists can't be written or the database does not answer.
+    """
+    name = check_key("model name", recommender if name is None else name)
+    if not 1 <= depth <= MAX_POSITION:
+        raise InvalidRequest(f"depth is {depth}; it must be 1 to {MAX_POSITION}")
+    check_interactions(interactions, now=now)
+    with as_invalid_request():
+        built = build_recommender(recommender, parameters or {})
+        data = to_matrix(interactions)
+        _check_depth(depth, data)
+        test_since = test_since or default_test_start(interactions)
+        judging, learning = np.random.default_rng(seed).spawn(2)  # noqa: TID251 - the seed is stored
+        progress(f"judging {name} on what happened since {test_since:%Y-%m-%d %H:%M}")
+        evaluations = _judge(built, interactions, test_since, judging)
+        progress(f"training {name} on {len(interactions)} interactions")
+        trained = built.fit(data, learning)
+        progress(f"making lists of {name} for {len(data.units)} units")
+        lists = _make_lists(trained, depth, exclude_seen=exclude_seen)
+    data_from, data_to = time_range(interactions)
+    candidate = Candidate(
+        name=name,
+        recommender=recommender,
+        parameters={
+            "recommender": asdict(built),  # type: ignore[call-overload]  # a dataclass
+            "depth": depth,
+            "exclude_seen": exclude_seen,
+            "test_since": test_since.isoformat(),
+            "seed": seed,
+        },
+        metrics=_metrics(evaluations, len(interactions), data),
+        checks=check_lists(trained, lists.units, lists.default, evaluations),
+        data_from=data_from,
+        data_to=data_to,
+        data_digest=digest(interactions),
+        code_version=code_version,
+        data=data,
+        lists=lists,
+    )
+    progress(f"publishing {name}")
+    version = store_version(engine, candidate, data_dir=data_dir, actor=actor, now=now)
+    log.info("trained model=%s status=%s", version.label, version.status)
+    return version
+
+
+def _check_depth(depth: int, data: Interactions) -> None:
+    if len(data.items) < depth:
+        raise InvalidRequest(
+            f"depth is {depth}, but interactions are with {len(data.items)} items; it "
+            "must not be more"
+        )
+
+
+def _judge(
+    recommender: Recommender,
+    interactions: pd.DataFrame,
+    test_since: datetime,
+    rng: np.random.Generator,
+) -> list[Evaluation]:
+    """Evaluate on the test period, with repeats and with new items only."""
+    earlier, later = split_at(interactions, test_since)
+    known = to_matrix(earlier)
+    held_out = hold_out(known, later, since=test_since)
+    trained = recommender.fit(known, rng)
+    return [
+        evaluate(trained, held_out, repeats="allowed"),
+        evaluate(trained, held_out, repeats="new only"),
+    ]
+
+
+def _make_lists(
+    trained: TrainedRecommender, depth: int, *, exclude_seen: bool
+) -> CandidateLists:
+    """Make all lists, a block at a time: what a block needs is many times its lists."""
+
+    def in_blocks(count: int, make: Callable[[IntArray], IntArray]) -> IntArray:
+        made = np.empty((count, depth), dtype=np.int32)
+        for start in range(0, count, _BLOCK_ROWS):
+            rows = np.arange(start, min(start + _BLOCK_ROWS, count), dtype=np.int32)
+            made[rows] = make(rows)
+        return made
+
+    def for_units(rows: IntArray) -> IntArray:
+        return trained.recommend(rows, depth, exclude_seen=exclude_seen)[0]
+
+    def related(rows: IntArray) -> IntArray:
+        return trained.related(rows, depth)[0]
+
+    data = trained.interactions
+    return CandidateLists(
+        units=in_blocks(len(data.units), for_units),
+        default=trained.default(depth),
+        related=in_blocks(len(data.items), related) if trained.context_item else None,
+    )
+
+
+def _metrics(
+    evaluations: Sequence[Evaluation], count: int, data: Interactions
+) -> dict[str, Any]:
+    """Return the evaluations by protocol; JSON knows no nan, so it becomes None."""
+    metrics: dict[str, Any] = {
+        "trained_on": {
+            "interactions": count,
+            "units": len(data.units),
+            "items": len(data.items),
+        }
+    }
+    for each in evaluations:
+        metrics[f"repeats {each.repeats}"] = {
+            key: None
+            if isinstance(value, float) and not math.isfinite(value)
+            else value
+            for key, value in asdict(each).items()
+        }
+    return metrics

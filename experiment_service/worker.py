@@ -1,0 +1,157 @@
+"""The worker: scheduled jobs on procrastinate, in the same PostgreSQL.
+
+Each job finds its own work from the rows, so a lost worker or a doubled run changes
+nothing. A job here needs a function and a line in `JOBS`.
+"""
+
+import asyncio
+import contextlib
+import logging
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import procrastinate
+from sqlalchemy import Engine
+
+from experiment_service.errors import ExperimentServiceError
+from experiment_service.reallocation import due_experiments, reallocate
+from experiment_service.storage.database import (
+    check_migrated,
+    create_engine,
+    libpq_url,
+    transaction,
+)
+from experiment_service.storage.events import ensure_partitions
+
+log = logging.getLogger(__name__)
+
+_MAX_PAUSE_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """A scheduled job: what it runs and when (cron with seconds)."""
+
+    name: str
+    cron: str
+    run: Callable[[Engine, datetime], None]
+
+
+def reallocate_due(engine: Engine, now: datetime) -> None:
+    """Reallocate every bandit whose next cutoff has passed, each on its own.
+
+    Raises
+    ------
+    ExperimentServiceError
+        The last failure, after all others were tried; the job is then retried.
+    """
+    failure: ExperimentServiceError | None = None
+    with transaction(engine) as connection:
+        due = due_experiments(connection, now=now)
+    for key, cutoff in due.items():
+        try:
+            with transaction(engine) as connection:
+                reallocate(connection, key, cutoff=cutoff, now=now)
+        except ExperimentServiceError as error:
+            log.exception("reallocation failed experiment=%s", key)
+            failure = error
+    if failure is not None:
+        raise failure
+
+
+def make_partitions(engine: Engine, now: datetime) -> None:
+    """Make the event partitions of the coming months."""
+    with transaction(engine) as connection:
+        ensure_partitions(connection, now=now)
+
+
+JOBS = (
+    Job(name="reallocate_due", cron="*/5 * * * * *", run=reallocate_due),
+    Job(name="make_partitions", cron="17 3 * * *", run=make_partitions),
+)
+
+
+def create_app(engine: Engine, url: str) -> procrastinate.App:
+    """Return procrastinate's app with every job of `JOBS` on its schedule."""
+    connector = procrastinate.PsycopgConnector(
+        conninfo=libpq_url(url),
+        min_size=1,
+        max_size=4,
+        kwargs={
+            "options": "-c search_path=procrastinate -c timezone=UTC",
+            "application_name": "experiment-service worker",
+        },
+    )
+    app = procrastinate.App(connector=connector)
+    for job in JOBS:
+        _register(app, job, engine)
+    return app
+
+
+def _register(app: procrastinate.App, job: Job, engine: Engine) -> None:
+    def run(timestamp: int) -> None:  # noqa: ARG001 - procrastinate passes the tick
+        job.run(engine, datetime.now(UTC))
+
+    task = app.task(
+        name=job.name,
+        queueing_lock=job.name,
+        retry=procrastinate.RetryStrategy(max_attempts=5, exponential_wait=2),
+    )(run)
+    app.periodic(cron=job.cron)(task)
+
+
+def run_worker(url: str) -> None:
+    """Run jobs until SIGINT or SIGTERM; a database that goes away is waited for.
+
+    Raises
+    ------
+    Unavailable
+        At the start, when the schema is not up to date or the server does not answer.
+    """
+    engine = create_engine(url, pool_size=2, name="worker")
+    try:
+        check_migrated(engine)
+        make_partitions(engine, datetime.now(UTC))
+        asyncio.run(_work(engine, url))
+    finally:
+        engine.dispose()
+
+
+async def _work(engine: Engine, url: str) -> None:
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stopping.set)
+    pause = 0.5
+    while not stopping.is_set():
+        started = loop.time()
+        running = asyncio.create_task(_run_until_failure(engine, url))
+        stopped = asyncio.create_task(stopping.wait())
+        await asyncio.wait({running, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        if stopping.is_set():
+            running.cancel()
+        failure = (await asyncio.gather(running, return_exceptions=True))[0]
+        if stopping.is_set():
+            break
+        pause = (
+            0.5 if loop.time() - started > 60 else min(2 * pause, _MAX_PAUSE_SECONDS)
+        )
+        log.warning("worker interrupted error=%r retry_seconds=%.1f", failure, pause)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stopping.wait(), pause)
+    log.info("worker stopped")
+
+
+async def _run_until_failure(engine: Engine, url: str) -> None:
+    app = create_app(engine, url)
+    async with app.open_async():
+        log.info("worker started jobs=%s", [job.name for job in JOBS])
+        await app.run_worker_async(
+            install_signal_handlers=False,
+            delete_jobs="successful",
+            fetch_job_polling_interval=1.0,
+            shutdown_graceful_timeout=10,
+        )

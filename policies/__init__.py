@@ -1,0 +1,53 @@
+"""Policies by name: the registry, and the one way to build an entry of it.
+
+Policies share out traffic between the arms of a bandit. NumPy and SciPy only.
+"""
+
+import reprlib
+from collections.abc import Mapping
+from inspect import signature
+
+from policies.allocation import allocate_with_floor
+from policies.base import ArmStatistics, Policy
+from policies.fixed import Fixed
+from policies.thompson import Thompson
+
+__all__ = [
+    "POLICIES",
+    "ArmStatistics",
+    "Policy",
+    "allocate_with_floor",
+    "build_policy",
+]
+
+POLICIES: dict[str, type[Policy]] = {
+    "fixed": Fixed,
+    "thompson": Thompson,
+}
+
+
+def build_policy(name: str, parameters: Mapping[str, object]) -> Policy:
+    """Build a policy from its name and parameters; those left out have defaults.
+
+    Raises
+    ------
+    ValueError
+        When the name or a parameter is unknown, or a value breaks its rule; names the
+        thing, its value and what is allowed.
+    """
+    if name not in POLICIES:
+        raise ValueError(
+            f"policy is {reprlib.repr(name)}; known policies: {', '.join(POLICIES)}"
+        )
+    kind = POLICIES[name]
+    known = signature(kind).parameters
+    for parameter in parameters:
+        if parameter not in known:
+            raise ValueError(
+                f"policy {name!r} has no parameter {reprlib.repr(parameter)}; it has: "
+                f"{', '.join(known) or 'none'}"
+            )
+    try:
+        return kind(**parameters)
+    except ValueError as error:
+        raise ValueError(f"policy {name!r}: {error}") from error

@@ -1,0 +1,198 @@
+"""Who interacted with what: the map between ids and rows, and the matrix of weights.
+
+Knows neither files nor recommenders. Ids are text outside and rows inside: everything
+that computes sees rows only.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import coo_matrix, csr_matrix
+
+#: The limit of the service for `unit_id` and `item_id`, in characters.
+MAX_ID_LENGTH = 128
+
+IntArray = NDArray[np.int32]
+FloatArray = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IdMap:
+    """Ids in order, and the row of each.
+
+    Attributes
+    ----------
+    ids : tuple of str
+        Distinct and sorted by code point; the row of an id is its place here.
+
+    Raises
+    ------
+    ValueError
+        When there is none, or one isn't text of 1 to 128 characters, distinct, sorted.
+    """
+
+    ids: tuple[str, ...]
+    _row_of: dict[str, int] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if not self.ids:
+            raise ValueError("ids are empty; at least one is needed")
+        for each in self.ids:
+            _check_id(each)
+        for before, after in pairwise(self.ids):
+            if before >= after:
+                raise ValueError(
+                    f"id {after!r} follows {before!r}; ids must be distinct and sorted"
+                )
+        rows = {each: row for row, each in enumerate(self.ids)}
+        object.__setattr__(self, "_row_of", rows)
+
+    @classmethod
+    def from_ids(cls, ids: Iterable[str]) -> "IdMap":
+        """Map ids in sorted order, however often and in what order they come.
+
+        Raises
+        ------
+        ValueError
+            When there is none, or one isn't text of 1 to 128 characters.
+        """
+        distinct = set(ids)
+        for each in distinct:
+            _check_id(each)
+        return cls(ids=tuple(sorted(distinct)))
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __contains__(self, item: object) -> bool:
+        return item in self._row_of
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.ids)
+
+    def rows(self, ids: Sequence[str]) -> IntArray:
+        """Return the row of each id, shape (len(ids),); -1 for an unknown one."""
+        get = self._row_of.get
+        return np.fromiter((get(each, -1) for each in ids), np.int32, len(ids))
+
+    def ids_of(self, rows: IntArray) -> list[str]:
+        """Return the ids of rows; negative rows, the padding of a list, are left out."""
+        return [self.ids[row] for row in rows.tolist() if row >= 0]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Interactions:
+    """How much each unit had to do with each item.
+
+    Attributes
+    ----------
+    units, items : IdMap
+        Ids of the rows and columns of `matrix`.
+    matrix : csr_matrix of float32, shape (units, items)
+        Sum of weights of each pair, such as a number of baskets: finite and > 0 where
+        stored, at least one stored. Sorted and without duplicates. Its arrays are made
+        read-only, as trained models share them.
+
+    Raises
+    ------
+    ValueError
+        When the matrix breaks these rules.
+    """
+
+    units: IdMap
+    items: IdMap
+    matrix: csr_matrix
+
+    def __post_init__(self) -> None:
+        matrix = self.matrix
+        if not isinstance(matrix, csr_matrix) or matrix.dtype != np.float32:
+            raise ValueError(
+                f"interactions are {type(matrix).__name__} of "
+                f"{getattr(matrix, 'dtype', 'no type')}; they must be a csr_matrix of "
+                "float32"
+            )
+        if matrix.shape != (len(self.units), len(self.items)):
+            raise ValueError(
+                f"interactions have shape {matrix.shape}; with {len(self.units)} units "
+                f"and {len(self.items)} items it must be "
+                f"{(len(self.units), len(self.items))}"
+            )
+        if not matrix.has_canonical_format:
+            raise ValueError(
+                "interactions hold a pair twice or out of order; rows must be sorted "
+                "and without duplicates"
+            )
+        _check_weights("interactions", matrix.data)
+        for array in (matrix.data, matrix.indices, matrix.indptr):
+            array.flags.writeable = False
+
+    @classmethod
+    def from_columns(
+        cls,
+        unit_ids: Sequence[str],
+        item_ids: Sequence[str],
+        weights: Sequence[float] | NDArray[np.floating] | None = None,
+    ) -> "Interactions":
+        """Build the matrix from one entry per interaction.
+
+        Parameters
+        ----------
+        unit_ids, item_ids : sequences of str, of one length
+            Who and what; a pair may occur many times, and its weights are summed.
+        weights : sequence of float, optional
+            Finite and > 0; 1 each when left out.
+
+        Raises
+        ------
+        ValueError
+            When the columns are empty or differ in length, an id isn't text of 1 to 128
+            characters, or a weight isn't finite and > 0.
+        """
+        count = len(unit_ids)
+        values = np.ones(count) if weights is None else np.asarray(weights, np.float64)
+        if len(item_ids) != count or values.shape != (count,):
+            raise ValueError(
+                f"interactions have {count} unit_ids, {len(item_ids)} item_ids and "
+                f"weights of shape {values.shape}; the columns must have one length"
+            )
+        _check_weights("weights", values)
+        units, items = IdMap.from_ids(unit_ids), IdMap.from_ids(item_ids)
+        places = (units.rows(unit_ids), items.rows(item_ids))
+        summed = coo_matrix((values, places), shape=(len(units), len(items))).tocsr()
+        # float32 may turn the largest and smallest of float64 into inf and 0; the
+        # constructor refuses both.
+        with np.errstate(over="ignore", under="ignore"):
+            matrix = summed.astype(np.float32)
+        matrix.sort_indices()
+        return cls(units=units, items=items, matrix=matrix)
+
+    def item_units(self) -> FloatArray:
+        """Return how many units had to do with each item, shape (items,)."""
+        counts = np.bincount(self.matrix.indices, minlength=len(self.items))
+        return counts.astype(np.float32)
+
+
+def _check_id(value: object) -> None:
+    if not isinstance(value, str):
+        raise ValueError(  # noqa: TRY004 - one type for every error of input
+            f"id {value!r} is {type(value).__name__}; ids must be text"
+        )
+    if not 1 <= len(value) <= MAX_ID_LENGTH:
+        raise ValueError(
+            f"id {value[:40]!r} has {len(value)} characters; it must have 1 to "
+            f"{MAX_ID_LENGTH}"
+        )
+
+
+def _check_weights(what: str, values: NDArray[np.floating]) -> None:
+    if not values.size:
+        raise ValueError(f"{what} are empty; at least one interaction is needed")
+    bad = np.flatnonzero(~(np.isfinite(values) & (values > 0)))
+    if bad.size:
+        raise ValueError(
+            f"{what} hold {values[bad[0]]!s} at entry {bad[0]}, and {bad.size} such in "
+            "all; each weight must be finite and greater than 0"
+        )

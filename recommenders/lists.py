@@ -1,0 +1,460 @@
+"""Published lists: what a trained version recommends, as a folder of plain arrays.
+
+`publish_lists` writes a folder once, whole or not at all; `PublishedLists` maps it into
+memory, so that all serving processes share one copy through the page cache. Knows ids
+and rows only: neither how lists were made nor when they are served.
+
+Units and items lie in the order of the first 64 bits of SHA-256 of their id, which makes
+finding one a binary search in the map.
+"""
+
+import hashlib
+import io
+import json
+import mmap
+import os
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+FORMAT = "experiment-service lists"
+FORMAT_VERSION = 1
+
+#: A folder of this ending was left by a process that died while it wrote.
+PARTIAL_SUFFIX = ".partial"
+
+_MANIFEST = "manifest.json"
+_BLOCK_ROWS = 65_536
+
+_Rows = NDArray[np.int32]
+_Hashes = NDArray[np.uint64]
+
+
+def publish_lists(
+    directory: Path,
+    *,
+    name: str,
+    version: int,
+    unit_ids: Sequence[str],
+    lists: _Rows,
+    item_ids: Sequence[str],
+    default: _Rows,
+    related: _Rows | None = None,
+) -> str:
+    """Write the lists of one version into a new folder.
+
+    The folder is written under a temporary name beside `directory`, flushed to disk and
+    renamed, so it exists whole or not at all.
+
+    Parameters
+    ----------
+    directory : Path
+        The folder to make; its parents are made too.
+    unit_ids : sequence of str, length U
+        Distinct, at least one.
+    lists : int32 array, shape (U, depth)
+        Rows of `item_ids`, best first, padded with -1 at the end; may be a memory map.
+    item_ids : sequence of str, length I
+        Distinct, at least one.
+    default : int32 array, shape (depth,)
+        What a unit without a list is shown; padded as `lists`.
+    related : int32 array, shape (I, depth), optional
+        Items that go with each item.
+
+    Returns
+    -------
+    str
+        SHA-256 of the manifest, which holds that of every file.
+
+    Raises
+    ------
+    ValueError
+        When a shape, type, item row or id breaks these rules, or two ids have one hash.
+    FileExistsError
+        When the folder exists; a published version is never changed.
+    OSError
+        When it can't be written, such as on a full disk; nothing is left behind.
+    """
+    if version < 1:
+        raise ValueError(f"version is {version}; it must be 1 or more")
+    lists = _checked_rows("lists", lists, (len(unit_ids), default.size), len(item_ids))
+    default = _checked_rows("default", default, (lists.shape[1],), len(item_ids))
+    if related is not None:
+        shape = (len(item_ids), lists.shape[1])
+        related = _checked_rows("related", related, shape, len(item_ids))
+    unit_hashes, unit_order = _sorted_hashes("unit", unit_ids)
+    item_hashes, item_order = _sorted_hashes("item", item_ids)
+    # One place more than items, so that the padding -1 indexes to itself.
+    new_row = np.full(len(item_ids) + 1, -1, dtype=np.int32)
+    new_row[item_order] = np.arange(len(item_ids), dtype=np.int32)
+    with _new_folder(directory, f"lists {name}/{version}") as folder:
+        files = {
+            "units.npy": _write_array(folder / "units.npy", unit_hashes),
+            "lists.npy": _write_rows(folder / "lists.npy", lists, unit_order, new_row),
+            "items.npy": _write_array(folder / "items.npy", item_hashes),
+            **_write_texts(folder, [item_ids[row] for row in item_order.tolist()]),
+            "default.npy": _write_array(folder / "default.npy", new_row[default]),
+        }
+        if related is not None:
+            files["related.npy"] = _write_rows(
+                folder / "related.npy", related, item_order, new_row
+            )
+        manifest = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "name": name,
+            "version": version,
+            "units": len(unit_ids),
+            "items": len(item_ids),
+            "depth": int(lists.shape[1]),
+            "files": files,
+        }
+        content = json.dumps(manifest, indent=2, sort_keys=True).encode()
+        _write(folder / _MANIFEST, [content])
+    return hashlib.sha256(content).hexdigest()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PublishedLists:
+    """The lists of one version, mapped into memory; safe to read from many threads.
+
+    Attributes
+    ----------
+    name, version : str, int
+        Of the model.
+    depth : int
+        Longest list.
+    units, items : int
+        How many units have a list, and how many items the catalogue has.
+    sha256 : str
+        Of the manifest; equal to what `publish_lists` returned.
+    default : list of str
+        What a unit without a list is shown.
+    """
+
+    directory: Path
+    name: str
+    version: int
+    depth: int
+    units: int
+    items: int
+    sha256: str
+    default: list[str]
+    _files: Mapping[str, Mapping[str, Any]]
+    _unit_hashes: _Hashes
+    _lists: _Rows
+    _item_hashes: _Hashes
+    _item_ids: mmap.mmap
+    _item_offsets: NDArray[np.int64]
+    _related: _Rows | None
+
+    @classmethod
+    def open(cls, directory: Path) -> "PublishedLists":
+        """Map a folder; takes no longer for many units than for few.
+
+        Raises
+        ------
+        ValueError
+            When a file is missing, cut off, of another format or shape. Changed bytes
+            inside a file of the right size are found by `verify` only.
+        """
+        manifest, sha256 = _read_manifest(directory)
+        units, items, depth = (manifest[key] for key in ("units", "items", "depth"))
+        files = manifest["files"]
+
+        def array(file: str, dtype: type[np.generic], *shape: int) -> NDArray[Any]:
+            _check_size(directory, file, files)
+            return _map_array(directory / file, np.dtype(dtype), shape)
+
+        offsets = array("item_offsets.npy", np.int64, items + 1)
+        _check_size(directory, "item_ids.bin", files)
+        item_ids = _map_texts(directory / "item_ids.bin", offsets)
+        default = array("default.npy", np.int32, depth)
+        if not _in_range(default, items):
+            raise _damaged(directory / "default.npy", "names an item that is not there")
+        related = "related.npy" in files
+        return cls(
+            directory=directory,
+            name=manifest["name"],
+            version=manifest["version"],
+            depth=depth,
+            units=units,
+            items=items,
+            sha256=sha256,
+            default=_texts(default, item_ids, offsets),
+            _files=files,
+            _unit_hashes=array("units.npy", np.uint64, units),
+            _lists=array("lists.npy", np.int32, units, depth),
+            _item_hashes=array("items.npy", np.uint64, items),
+            _item_ids=item_ids,
+            _item_offsets=offsets,
+            _related=array("related.npy", np.int32, items, depth) if related else None,
+        )
+
+    def for_unit(self, unit_id: str) -> list[str] | None:
+        """Return a unit's items, best first; None when it has no list."""
+        row = _find(self._unit_hashes, unit_id)
+        if row is None:
+            return None
+        return _texts(self._lists[row], self._item_ids, self._item_offsets)
+
+    def related(self, item_id: str) -> list[str] | None:
+        """Return items that go with an item; None when it or the relation is unknown."""
+        if self._related is None:
+            return None
+        row = _find(self._item_hashes, item_id)
+        if row is None:
+            return None
+        return _texts(self._related[row], self._item_ids, self._item_offsets)
+
+    def verify(self) -> None:
+        """Read every byte and compare with the manifest; about 1 s per GB.
+
+        Raises
+        ------
+        ValueError
+            Names the file that changed since it was published.
+        """
+        for file, facts in self._files.items():
+            path = self.directory / file
+            try:
+                with path.open("rb") as content:
+                    digest = hashlib.file_digest(content, "sha256").hexdigest()
+            except OSError as error:
+                raise _damaged(path, f"can't be read ({error.strerror})") from error
+            if digest != facts["sha256"]:
+                raise _damaged(path, f"has SHA-256 {digest}, not {facts['sha256']}")
+
+
+def _checked_rows(what: str, rows: _Rows, shape: tuple[int, ...], items: int) -> _Rows:
+    rows = np.asarray(rows)
+    if rows.dtype != np.int32 or rows.shape != shape or 0 in shape:
+        raise ValueError(
+            f"{what} is {rows.dtype} of shape {rows.shape}; it must be int32 of shape "
+            f"{shape}, none of them 0"
+        )
+    for start in range(0, len(rows), _BLOCK_ROWS):
+        if not _in_range(rows[start : start + _BLOCK_ROWS], items):
+            raise ValueError(
+                f"{what} holds rows outside -1 to {items - 1}; there are {items} items"
+            )
+    return rows
+
+
+def _in_range(rows: _Rows, items: int) -> bool:
+    return bool(rows.min() >= -1 and rows.max() < items)
+
+
+def _hash(identifier: str) -> np.uint64:
+    digest = hashlib.sha256(identifier.encode("utf-8", "surrogatepass")).digest()
+    # A Python int would make `searchsorted` compare in float64 and copy the map.
+    return np.uint64(int.from_bytes(digest[:8], "big"))
+
+
+def _sorted_hashes(
+    what: str, identifiers: Sequence[str]
+) -> tuple[_Hashes, NDArray[np.intp]]:
+    for identifier in identifiers:
+        try:
+            encoded = identifier.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"{what} id {identifier!r} is not valid text ({error.reason})"
+            ) from error
+        if not encoded:
+            raise ValueError(f"an empty {what} id; ids must have a character or more")
+    hashes = np.fromiter(map(_hash, identifiers), np.uint64, len(identifiers))
+    order = np.argsort(hashes, kind="stable")
+    hashes = hashes[order]
+    same = np.flatnonzero(hashes[1:] == hashes[:-1])
+    if same.size:
+        one, other = (identifiers[row] for row in order[same[0] : same[0] + 2])
+        if one == other:
+            raise ValueError(f"{what} id {one!r} is given twice; ids must be distinct")
+        raise ValueError(f"{what} ids {one!r} and {other!r} have one hash; rename one")
+    return hashes, order
+
+
+def _find(hashes: _Hashes, identifier: str) -> int | None:
+    wanted = _hash(identifier)
+    row = int(hashes.searchsorted(wanted))
+    return row if row < len(hashes) and hashes[row] == wanted else None
+
+
+def _texts(rows: _Rows, blob: mmap.mmap, offsets: NDArray[np.int64]) -> list[str]:
+    rows = rows[rows >= 0]
+    starts, ends = offsets[rows].tolist(), offsets[rows + 1].tolist()
+    return [blob[start:end].decode() for start, end in zip(starts, ends, strict=True)]
+
+
+# Writing
+
+
+@contextmanager
+def _new_folder(directory: Path, what: str) -> Iterator[Path]:
+    """Yield a folder that becomes `directory` at the end, or goes away on an error."""
+    if directory.exists():
+        raise FileExistsError(
+            f"{what} can't be written: {directory} exists; versions never change"
+        )
+    partial = directory.parent / f".{directory.name}-{uuid.uuid4().hex}{PARTIAL_SUFFIX}"
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        partial.mkdir()
+        yield partial
+        _flush_folder(partial)
+        partial.rename(directory)
+        _flush_folder(directory.parent)
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"{what} could not be written to {directory} ({error.strerror}); nothing "
+            "was published",
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _flush_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write(path: Path, parts: Iterable[bytes]) -> dict[str, Any]:
+    """Write and flush a file; return what the manifest says about it."""
+    digest = hashlib.sha256()
+    size = 0
+    with path.open("xb") as file:
+        for part in parts:
+            file.write(part)
+            digest.update(part)
+            size += len(part)
+        file.flush()
+        os.fsync(file.fileno())
+    return {"bytes": size, "sha256": digest.hexdigest()}
+
+
+def _write_array(path: Path, array: NDArray[Any]) -> dict[str, Any]:
+    return _write(path, _npy(array.dtype, array.shape, [array]))
+
+
+def _write_rows(
+    path: Path, rows: _Rows, order: NDArray[np.intp], new_row: _Rows
+) -> dict[str, Any]:
+    """Write rows in another order, a block at a time: `rows` may not fit in memory."""
+    blocks = (
+        new_row[rows[order[start : start + _BLOCK_ROWS]]]
+        for start in range(0, len(order), _BLOCK_ROWS)
+    )
+    return _write(path, _npy(rows.dtype, rows.shape, blocks))
+
+
+def _write_texts(folder: Path, texts: Sequence[str]) -> dict[str, dict[str, Any]]:
+    encoded = [each.encode() for each in texts]
+    offsets = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+    return {
+        "item_ids.bin": _write(folder / "item_ids.bin", encoded),
+        "item_offsets.npy": _write_array(folder / "item_offsets.npy", offsets),
+    }
+
+
+def _npy(
+    dtype: np.dtype[Any], shape: tuple[int, ...], blocks: Iterable[NDArray[Any]]
+) -> Iterator[bytes]:
+    header = io.BytesIO()
+    little = dtype.newbyteorder("<")
+    npy.write_array_header_1_0(
+        header,
+        {"descr": little.str, "fortran_order": False, "shape": shape},
+    )
+    yield header.getvalue()
+    for block in blocks:
+        yield block.astype(little, copy=False).tobytes()
+
+
+# Reading
+
+
+def _damaged(path: Path, what: str) -> ValueError:
+    return ValueError(
+        f"{path} {what}; the published lists are damaged, train or roll back"
+    )
+
+
+def _read_manifest(directory: Path) -> tuple[dict[str, Any], str]:
+    path = directory / _MANIFEST
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise _damaged(path, f"can't be read ({error.strerror})") from error
+    try:
+        manifest = json.loads(content)
+        readable = (manifest["format"], manifest["format_version"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise _damaged(path, "is not a manifest of published lists") from error
+    if readable != (FORMAT, FORMAT_VERSION):
+        raise ValueError(
+            f"{path} has format {readable}; this program reads "
+            f"{(FORMAT, FORMAT_VERSION)}, train again"
+        )
+    for key in ("units", "items", "depth", "version"):
+        if type(manifest.get(key)) is not int or manifest[key] < 1:
+            raise _damaged(path, f"has {key} {manifest.get(key)!r}, not 1 or more")
+    if type(manifest.get("name")) is not str or not _are_facts(manifest.get("files")):
+        raise _damaged(path, "lacks the name, or the size and SHA-256 of a file")
+    return manifest, hashlib.sha256(content).hexdigest()
+
+
+def _are_facts(files: object) -> bool:
+    return isinstance(files, dict) and all(
+        isinstance(facts, dict)
+        and type(facts.get("bytes")) is int
+        and type(facts.get("sha256")) is str
+        for facts in files.values()
+    )
+
+
+def _check_size(directory: Path, file: str, files: Mapping[str, Any]) -> None:
+    path = directory / file
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise _damaged(path, f"can't be read ({error.strerror})") from error
+    if file not in files or size != files[file]["bytes"]:
+        expected = files.get(file, {}).get("bytes")
+        raise _damaged(path, f"has {size} bytes; the manifest says {expected}")
+
+
+def _map_array(
+    path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]
+) -> NDArray[Any]:
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise _damaged(path, f"is not an array file ({error})") from error
+    if array.dtype != dtype.newbyteorder("<") or array.shape != shape:
+        raise _damaged(
+            path,
+            f"is {array.dtype} of shape {array.shape}, not {dtype} of shape {shape}",
+        )
+    # The plain view of the same memory; `numpy.memmap` slows down each indexing.
+    return np.asarray(array).view(np.ndarray)
+
+
+def _map_texts(path: Path, offsets: NDArray[np.int64]) -> mmap.mmap:
+    with path.open("rb") as file:
+        texts = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    if offsets[0] != 0 or offsets[-1] != len(texts) or np.any(np.diff(offsets) < 1):
+        raise _damaged(path, "does not fit the offsets in item_offsets.npy")
+    return texts

@@ -1,0 +1,296 @@
+"""Every metric: the moments that SQL makes equal those made by NumPy from raw events."""
+
+from collections import defaultdict
+from dataclasses import astuple
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+import numpy as np
+import pytest
+from sqlalchemy import create_engine as plain_engine
+from sqlalchemy import text
+from sqlalchemy.engine import make_url
+
+from experiment_service.analysis.moments import Moments
+from experiment_service.domain.declaration import parse_declaration
+from experiment_service.domain.event import EVENT_KINDS, Exposure, Interaction
+from experiment_service.domain.experiment import Epoch, ExperimentState
+from experiment_service.domain.metric import METRICS, Metric
+from experiment_service.storage import experiments as storage
+from experiment_service.storage.database import create_engine, transaction
+from experiment_service.storage.events import store_events
+from experiment_service.storage.reads import (
+    metric_moments,
+    moment_series,
+    moments_by_metric,
+)
+
+START = datetime(2026, 3, 1, tzinfo=UTC)
+WINDOW = timedelta(hours=12)
+HOURS = 120
+EPOCH_HOURS = 30
+VARIANTS = ("popular", "knn", "als")
+
+#: No registered metric has this trigger or joins kinds in a mean or ratio.
+MORE_METRICS = {
+    metric.name: metric
+    for metric in (
+        Metric(
+            name="viewed_click_rate",
+            title="Click rate of those that viewed",
+            kind="proportion",
+            event_kinds=("click",),
+            trigger="viewed",
+        ),
+        Metric(
+            name="viewed_actions_per_visitor",
+            title="Actions per visitor that viewed",
+            kind="mean",
+            event_kinds=("click", "add_to_cart", "purchase"),
+            trigger="viewed",
+        ),
+        Metric(
+            name="viewed_actions_per_exposure",
+            title="Actions per exposure of those that viewed",
+            kind="ratio",
+            event_kinds=("click", "purchase"),
+            trigger="viewed",
+        ),
+    )
+}
+ALL_METRICS = {**METRICS, **MORE_METRICS}
+
+
+def declaration_of(mode):
+    kind = "ab" if mode == "ab" else "bandit"
+    document = {
+        "key": mode,
+        "kind": kind,
+        "placement": mode,
+        "attribution_window": WINDOW.total_seconds(),
+        "variants": [
+            {"key": key, "recommender": "popularity", "control": key == VARIANTS[0]}
+            for key in VARIANTS
+        ],
+    }
+    if kind == "bandit":
+        document |= {"mode": mode, "policy": {"name": "thompson"}}
+    return parse_declaration(document)
+
+
+def random_events(experiment_id, mode, rng):
+    """Whole hours, so that many events lie exactly on the edge of a window."""
+    exposures, interactions = [], []
+    drawn = {}
+    kinds = ["viewed", "viewed", *EVENT_KINDS]
+
+    def uuid():
+        at = int((START + timedelta(days=1)).timestamp() * 1000)
+        low = int(rng.integers(1 << 62))
+        return UUID(int=(at << 80) | (7 << 76) | (2 << 62) | low)
+
+    def expose(unit, hour):
+        epoch = hour // EPOCH_HOURS
+        if mode == "sticky":
+            epoch = drawn.setdefault((unit, "epoch"), epoch)
+        key = (unit, epoch) if mode == "redraw" else unit
+        variant = drawn.setdefault(key, VARIANTS[rng.integers(3)])
+        if rng.random() < 0.02:
+            variant = VARIANTS[rng.integers(3)]
+        exposures.append(
+            Exposure(
+                id=uuid(),
+                experiment_id=experiment_id,
+                unit_id=unit,
+                variant=variant,
+                epoch=epoch,
+                propensity=1 / 3,
+                model=f"{variant}/1",
+                items=("a", "b"),
+                sources=("model", "fallback"),
+                fallback=bool(rng.random() < 0.1),
+                context={},
+                exposed_at=START + timedelta(hours=hour),
+            )
+        )
+
+    def interact(unit, exposure, hour):
+        interactions.append(
+            Interaction(
+                id=uuid(),
+                exposure_id=None if exposure is None else exposure.id,
+                unit_id=unit,
+                kind=kinds[rng.integers(len(kinds))],
+                item_id=None,
+                position=None,
+                value=None,
+                occurred_at=START + timedelta(hours=hour),
+            )
+        )
+
+    for number in range(120):
+        unit = f"unit-{number}"
+        hours = sorted(rng.integers(HOURS, size=1 + rng.poisson(2)).tolist())
+        for hour in hours:
+            expose(unit, hour)
+            for _ in range(rng.poisson(1.2)):
+                named = rng.random()
+                exposure = None if named < 0.3 else exposures[-1]
+                late = int(rng.integers(-2, 16))
+                interact(None if named > 0.9 else unit, exposure, hour + late)
+    return exposures, interactions
+
+
+def moments_by_hand(mode, exposures, interactions, metric, cutoff):
+    """Straight from the definition; knows neither tables nor phases of storage."""
+    kinds = metric.event_kinds
+    seen = defaultdict(list)
+    for exposure in exposures:
+        key = exposure.unit_id
+        seen[(key, exposure.epoch) if mode == "redraw" else key].append(exposure)
+    values = defaultdict(list)
+    for shown in seen.values():
+        shown.sort(key=lambda exposure: exposure.exposed_at)
+        if len({e.variant for e in shown if e.exposed_at <= cutoff}) != 1:
+            continue
+        first, last = shown[0], shown[-1]
+        ids = {exposure.id: exposure for exposure in shown}
+        happened = defaultdict(list)
+        for event in interactions:
+            if event.exposure_id is None:
+                causes = [e for e in shown if e.unit_id == event.unit_id]
+            else:
+                causes = [ids[event.exposure_id]] if event.exposure_id in ids else []
+            if any(
+                timedelta(0) <= event.occurred_at - cause.exposed_at <= WINDOW
+                for cause in causes
+            ):
+                happened[event.kind].append(event.occurred_at)
+        ends = (last if metric.kind == "ratio" else first).exposed_at + WINDOW
+        if ends > cutoff:
+            continue
+        viewed = min(happened["viewed"], default=None)
+        if metric.trigger == "viewed" and (viewed is None or viewed > ends):
+            continue
+        times = [at for kind in kinds for at in happened[kind]]
+        y = len(times)
+        if metric.kind == "proportion":
+            y = float(any(at <= first.exposed_at + WINDOW for at in times))
+        x = len(shown) if metric.kind == "ratio" else 1
+        cell = first.variant, first.epoch, first.exposed_at.date()
+        values[cell].append((y, x, ends))
+    return values
+
+
+@pytest.fixture(scope="module", params=["ab", "redraw", "sticky"])
+def stored(request, server_url, template_database):
+    """A mode with its events in a database, and the events themselves."""
+    mode = request.param
+    name = f"test_metrics_{mode}"
+    admin = plain_engine(server_url, isolation_level="AUTOCOMMIT")
+    with admin.connect() as connection:
+        connection.execute(text(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)"))
+        connection.execute(text(f"CREATE DATABASE {name} TEMPLATE {template_database}"))
+    url = make_url(server_url).set(database=name)
+    engine = create_engine(url.render_as_string(hide_password=False))
+    with transaction(engine) as connection:
+        experiment = storage.create_experiment(
+            connection, declaration_of(mode), now=START
+        )
+        experiment = storage.set_state(
+            connection, experiment, ExperimentState.RUNNING, now=START
+        )
+        for number in range(HOURS // EPOCH_HOURS):
+            epoch = Epoch(
+                number=number,
+                weights=dict.fromkeys(VARIANTS, 1 / 3),
+                reason="test",
+                started_at=START + timedelta(hours=number * EPOCH_HOURS),
+            )
+            storage.insert_epoch(connection, experiment.id, epoch)
+        rng = np.random.default_rng(20260301)
+        exposures, interactions = random_events(experiment.id, mode, rng)
+        half = len(exposures) // 2
+        store_events(connection, exposures[half:], interactions[::2])
+        store_events(connection, exposures[:half], interactions[1::2])
+        store_events(connection, exposures, interactions)
+    yield mode, engine, experiment, exposures, interactions
+    engine.dispose()
+    with admin.connect() as connection:
+        connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
+    admin.dispose()
+
+
+CUTOFFS = [
+    pytest.param(START + timedelta(hours=hours), id=f"{hours}h")
+    for hours in (0, 12, 47, 60, 120, 400)
+]
+
+
+@pytest.mark.parametrize("cutoff", CUTOFFS)
+@pytest.mark.parametrize("name", ALL_METRICS)
+def test_sql_moments_equal_numpy_moments(stored, name, cutoff):
+    mode, engine, experiment, exposures, interactions = stored
+    metric = ALL_METRICS[name]
+    values = moments_by_hand(mode, exposures, interactions, metric, cutoff)
+    expected = {
+        cell: Moments.from_arrays(*np.array(rows)[:, :2].astype(float).T)
+        for cell, rows in values.items()
+    }
+    with transaction(engine) as connection:
+        found = metric_moments(connection, experiment, metric, cutoff=cutoff)
+    assert found.keys() == expected.keys()
+    for cell, moments in expected.items():
+        assert astuple(found[cell]) == astuple(moments), cell
+
+
+def test_one_pass_over_all_metrics_gives_the_same_as_one_each(stored):
+    _, engine, experiment, _, _ = stored
+    cutoff = START + timedelta(hours=60)
+    with transaction(engine) as connection:
+        together = moments_by_metric(
+            connection, experiment, list(ALL_METRICS.values()), cutoff=cutoff
+        )
+        for name, metric in ALL_METRICS.items():
+            alone = metric_moments(connection, experiment, metric, cutoff=cutoff)
+            assert together[name].moments == alone
+
+
+@pytest.mark.parametrize("name", ALL_METRICS)
+def test_series_adds_up_by_the_time_at_which_windows_closed(stored, name):
+    mode, engine, experiment, exposures, interactions = stored
+    metric = ALL_METRICS[name]
+    start, cutoff, buckets = START + WINDOW, START + timedelta(hours=96), 12
+    values = moments_by_hand(mode, exposures, interactions, metric, cutoff)
+    with transaction(engine) as connection:
+        series = moment_series(
+            connection, experiment, metric, start=start, cutoff=cutoff, buckets=buckets
+        )
+    for variant, spans in series.items():
+        rows = [
+            row for (v, _, _), cell in values.items() if v == variant for row in cell
+        ]
+        width = (cutoff - start) / buckets
+        for number, span in enumerate(spans):
+            low = start + number * width
+            last = number == buckets - 1
+            inside = [
+                (y, x)
+                for y, x, ends in rows
+                if low <= ends and (ends < low + width or last)
+            ]
+            expected = Moments.zero()
+            if inside:
+                expected = Moments.from_arrays(*np.array(inside, dtype=float).T)
+            assert span == expected
+
+
+def test_there_is_something_to_compare(stored):
+    mode, _, _, exposures, interactions = stored
+    for metric in ALL_METRICS.values():
+        values = moments_by_hand(
+            mode, exposures, interactions, metric, START + timedelta(hours=400)
+        )
+        rows = [row for cell in values.values() for row in cell]
+        assert len(rows) > 30
+        assert len({y for y, _, _ in rows}) > 1

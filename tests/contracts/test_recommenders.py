@@ -1,0 +1,303 @@
+"""What every entry of RECOMMENDERS must do, with its default parameters."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recommenders import RECOMMENDERS, build_recommender
+from recommenders.base import BLOCK_SCORES
+from recommenders.interactions import Interactions
+
+SIZE = 50
+
+
+@pytest.fixture(params=RECOMMENDERS)
+def name(request):
+    return request.param
+
+
+def train(name, interactions, seed=7):
+    return build_recommender(name, {}).fit(interactions, np.random.default_rng(seed))
+
+
+def from_pairs(pairs):
+    units, items = zip(*pairs, strict=True)
+    return Interactions.from_columns(
+        [f"u{unit:03}" for unit in units], [f"i{item:03}" for item in items]
+    )
+
+
+def checkerboard():
+    """Even units have all even items, odd ones all odd; the diagonal is withheld."""
+    return from_pairs(
+        (unit, item)
+        for unit in range(SIZE)
+        for item in range(SIZE)
+        if (unit - item) % 2 == 0 and unit != item
+    )
+
+
+def random_interactions(seed=3, units=40, items=25, share=0.2):
+    rng = np.random.default_rng(seed)
+    had = rng.random((units, items)) < share
+    had[:, 0] |= ~had.any(axis=1)
+    had[0] |= ~had.any(axis=0)
+    rows, columns = np.nonzero(had)
+    return Interactions.from_columns(
+        [f"u{row:03}" for row in rows],
+        [f"i{column:03}" for column in columns],
+        rng.integers(1, 6, rows.size),
+    )
+
+
+def assert_well_formed(lists, n, k, catalogue):
+    items, scores = lists
+    assert items.shape == scores.shape == (n, k)
+    assert items.dtype == np.int32
+    assert scores.dtype == np.float32
+    assert items.min(initial=-1) >= -1
+    assert items.max(initial=-1) < catalogue
+    padding = items == -1
+    assert not (padding[:, :-1] & ~padding[:, 1:]).any(), "padding inside a list"
+    assert (np.isneginf(scores) == padding).all()
+    assert not np.isnan(scores).any()
+    with np.errstate(invalid="ignore"):  # -inf less -inf, in the padding
+        assert not (np.diff(scores, axis=1) > 0).any(), "scores rise in a list"
+    for row in items:
+        kept = row[row >= 0]
+        assert np.unique(kept).size == kept.size, "an item twice in a list"
+
+
+def assert_unseen(items, interactions, rows):
+    had = interactions.matrix.toarray() > 0
+    for row, list_ in zip(rows, items, strict=True):
+        assert not had[row, list_[list_ >= 0]].any()
+
+
+@pytest.mark.parametrize("k", [1, 10, 60])
+@pytest.mark.parametrize("exclude_seen", [True, False])
+def test_lists_are_well_formed(name, k, exclude_seen):
+    interactions = random_interactions()
+    rows = np.array([5, 0, 39, 5])
+    lists = train(name, interactions).recommend(rows, k, exclude_seen=exclude_seen)
+    assert_well_formed(lists, 4, k, 25)
+    assert (lists[0][0] == lists[0][3]).all(), "one unit, two lists"
+
+
+def test_seen_items_are_left_out_only_when_asked(name):
+    interactions = random_interactions()
+    trained = train(name, interactions)
+    rows = np.arange(len(interactions.units))
+    new, _ = trained.recommend(rows, 25, exclude_seen=True)
+    assert_unseen(new, interactions, rows)
+    with_seen, _ = trained.recommend(rows, 25, exclude_seen=False)
+    had = interactions.matrix.toarray() > 0
+    for row in rows:
+        best = with_seen[row, :5]
+        assert had[row, best[best >= 0]].any() or trained.cold_units
+
+
+def test_lists_of_new_items_are_lists_of_all_without_the_seen(name):
+    interactions = random_interactions()
+    trained = train(name, interactions)
+    rows = np.arange(len(interactions.units))
+    new, _ = trained.recommend(rows, 25, exclude_seen=True)
+    everything, _ = trained.recommend(rows, 25, exclude_seen=False)
+    had = interactions.matrix.toarray() > 0
+    for row in rows:
+        kept = [item for item in everything[row] if item >= 0 and not had[row, item]]
+        assert kept == new[row][new[row] >= 0].tolist()
+
+
+def test_a_list_does_not_depend_on_who_else_asks(name):
+    interactions = random_interactions()
+    trained = train(name, interactions)
+    rows = np.arange(len(interactions.units))
+    together, scores = trained.recommend(rows, 10, exclude_seen=True)
+    for row in rows:
+        alone, score = trained.recommend(rows[row : row + 1], 10, exclude_seen=True)
+        assert alone[0].tolist() == together[row].tolist()
+        np.testing.assert_allclose(score[0], scores[row], rtol=1e-4, atol=1e-6)
+
+
+def test_the_same_seed_gives_the_same_lists(name):
+    interactions = random_interactions(units=300, items=120)
+    rows = np.arange(300)
+    first, second = (
+        train(name, interactions).recommend(rows, 20, exclude_seen=True)
+        for _ in range(2)
+    )
+    np.testing.assert_array_equal(first[0], second[0])
+    np.testing.assert_array_equal(first[1], second[1])
+
+
+def test_the_order_of_rows_in_the_data_is_irrelevant(name):
+    pairs = [(unit, item) for unit in range(12) for item in range(9) if unit * item % 5]
+    ahead, back = from_pairs(pairs), from_pairs(pairs[::-1])
+    rows = np.arange(len(ahead.units))
+    np.testing.assert_array_equal(
+        train(name, ahead).recommend(rows, 9, exclude_seen=False)[0],
+        train(name, back).recommend(rows, 9, exclude_seen=False)[0],
+    )
+
+
+def test_training_leaves_the_interactions_as_they_were(name):
+    interactions = random_interactions()
+    before = interactions.matrix.copy()
+    trained = train(name, interactions)
+    trained.recommend(np.arange(5), 5, exclude_seen=True)
+    trained.default(5)
+    assert (interactions.matrix != before).nnz == 0
+    assert trained.interactions is interactions
+
+
+def test_the_withheld_diagonal_of_a_checkerboard_comes_back(name):
+    trained = train(name, checkerboard())
+    rows = np.arange(SIZE)
+    best, _ = trained.recommend(rows, 1, exclude_seen=True)
+    if trained.cold_units:
+        pytest.skip("not personal: all units get one list")
+    np.testing.assert_array_equal(best[:, 0], rows)
+
+
+def test_related_items_of_a_checkerboard_have_its_colour(name):
+    trained = train(name, checkerboard())
+    rows = np.arange(SIZE)
+    if not trained.context_item:
+        with pytest.raises(ValueError, match="has no related items"):
+            trained.related(rows, 5)
+        return
+    lists = trained.related(rows, 5)
+    assert_well_formed(lists, SIZE, 5, SIZE)
+    assert ((lists[0] - rows[:, np.newaxis]) % 2 == 0).all()
+    assert (lists[0] != rows[:, np.newaxis]).all()
+
+
+def test_default_is_the_popularity_order(name):
+    interactions = from_pairs([(0, 3), (1, 3), (2, 3), (0, 1), (1, 1), (0, 0), (0, 2)])
+    trained = train(name, interactions)
+    assert trained.default(3).tolist() == [3, 1, 0]
+    assert trained.default(6).tolist() == [3, 1, 0, 2, -1, -1]
+    assert trained.default(6).dtype == np.int32
+
+
+@pytest.mark.parametrize(
+    "pairs",
+    [
+        [(0, 0)],
+        [(0, 0), (0, 1), (0, 2)],
+        [(0, 0), (1, 0), (2, 0)],
+        [(0, 0), (1, 1)],
+        [(unit, item) for unit in range(3) for item in range(3)],
+    ],
+    ids=["one pair", "one unit", "one item", "two strangers", "everybody has all"],
+)
+def test_the_smallest_data(name, pairs):
+    interactions = from_pairs(pairs)
+    trained = train(name, interactions)
+    units, items = interactions.matrix.shape
+    rows = np.arange(units)
+    for exclude_seen in (True, False):
+        lists = trained.recommend(rows, 5, exclude_seen=exclude_seen)
+        assert_well_formed(lists, units, 5, items)
+    assert_unseen(trained.recommend(rows, 5, exclude_seen=True)[0], interactions, rows)
+    if trained.context_item:
+        assert_well_formed(trained.related(np.arange(items), 5), items, 5, items)
+
+
+def test_no_rows_give_no_lists(name):
+    trained = train(name, random_interactions())
+    empty = np.array([], dtype=np.int32)
+    lists = trained.recommend(empty, 4, exclude_seen=True)
+    assert_well_formed(lists, 0, 4, 25)
+
+
+def test_lists_are_the_same_in_one_block_and_in_many(name, monkeypatch):
+    interactions = random_interactions()
+    trained = train(name, interactions)
+    rows = np.arange(len(interactions.units))
+    assert rows.size * len(interactions.items) < BLOCK_SCORES
+    one, _ = trained.recommend(rows, 10, exclude_seen=True)
+    monkeypatch.setattr("recommenders.base.BLOCK_SCORES", 60)
+    many, _ = trained.recommend(rows, 10, exclude_seen=True)
+    np.testing.assert_array_equal(one, many)
+
+
+@pytest.mark.parametrize("rows", [[-1], [40], [0, 99], [0.0], [[0]]])
+def test_rows_not_in_training_are_refused(name, rows):
+    trained = train(name, random_interactions())
+    with pytest.raises(ValueError, match=r"unit row"):
+        trained.recommend(np.array(rows), 3, exclude_seen=True)
+    if trained.context_item:
+        with pytest.raises(ValueError, match=r"item row"):
+            trained.related(np.array(rows), 3)
+
+
+def test_a_list_without_items_is_refused(name):
+    trained = train(name, random_interactions())
+    with pytest.raises(ValueError, match="k is 0"):
+        trained.recommend(np.array([0]), 0, exclude_seen=True)
+    with pytest.raises(ValueError, match="k is 0"):
+        trained.default(0)
+
+
+def test_the_trained_one_says_what_the_recommender_can(name):
+    recommender = build_recommender(name, {})
+    trained = train(name, random_interactions())
+    assert trained.recommender == recommender
+    assert trained.cold_units is recommender.cold_units
+    assert trained.context_item is recommender.context_item
+
+
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_any_data_gives_well_formed_lists(data):
+    name = data.draw(st.sampled_from(sorted(RECOMMENDERS)))
+    places = st.tuples(st.integers(0, 7), st.integers(0, 7))
+    pairs = data.draw(st.lists(places, min_size=1, max_size=40))
+    k = data.draw(st.integers(1, 10))
+    interactions = from_pairs(pairs)
+    rows = np.arange(len(interactions.units))
+    lists = train(name, interactions).recommend(rows, k, exclude_seen=True)
+    assert_well_formed(lists, rows.size, k, len(interactions.items))
+    assert_unseen(lists[0], interactions, rows)
+
+
+def test_an_unknown_recommender_is_refused():
+    with pytest.raises(ValueError, match=r"'svd'; known recommenders: popularity"):
+        build_recommender("svd", {})
+
+
+def test_an_unknown_parameter_is_refused(name):
+    with pytest.raises(ValueError, match=rf"'{name}' has no parameter 'colour'"):
+        build_recommender(name, {"colour": 1})
+
+
+@pytest.mark.parametrize(
+    ("name", "parameter", "value"),
+    [
+        ("item_knn", "similarity", "jaccard"),
+        ("item_knn", "similarity", ["cosine"]),
+        ("item_knn", "neighbours", 0),
+        ("item_knn", "neighbours", 2.0),
+        ("item_knn", "neighbours", True),
+        ("als", "factors", 0),
+        ("als", "factors", "64"),
+        ("als", "regularization", -0.1),
+        ("als", "regularization", float("nan")),
+        ("als", "alpha", 0),
+        ("als", "alpha", None),
+        ("als", "alpha", True),
+        ("als", "iterations", 10_000),
+        ("als", "weighting", "tfidf"),
+    ],
+)
+def test_a_bad_parameter_is_refused(name, parameter, value):
+    with pytest.raises(ValueError, match=rf"'{name}': {parameter} is .*; it must be"):
+        build_recommender(name, {parameter: value})
+
+
+def test_parameters_reach_the_recommender():
+    als = build_recommender("als", {"factors": 8, "alpha": 1, "weighting": "counts"})
+    assert (als.factors, als.alpha, als.weighting) == (8, 1, "counts")

@@ -1,0 +1,333 @@
+"""A shop with five experiments in every state, as reports and the dashboard see it."""
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from uuid import UUID, uuid4
+
+import numpy as np
+import pytest
+from policies.probability_best import probability_best
+from sqlalchemy import create_engine as plain_engine
+from sqlalchemy import text
+from sqlalchemy.engine import make_url
+
+from experiment_service.domain.assignment import assign
+from experiment_service.domain.declaration import parse_declaration
+from experiment_service.domain.event import Exposure, Interaction
+from experiment_service.domain.experiment import Epoch, ExperimentState
+from experiment_service.storage import experiments as storage
+from experiment_service.storage.database import create_engine, transaction
+from experiment_service.storage.events import store_events
+
+RATES = {"popular": 0.10, "item-knn": 0.12, "als": 0.15}
+HEALTHY = "home-carousel"
+BANDIT = "cart-carousel"
+BROKEN = "search-carousel"
+STOPPED = "product-carousel"
+DRAFT = "email-carousel"
+
+
+@dataclass
+class Shop:
+    """A seeded database: its URL, the time of its last event, and all its events."""
+
+    url: str
+    now: datetime
+    exposures: dict
+    interactions: dict
+
+
+class Recorder:
+    """Makes events whose ids carry their times, as the service and clients do."""
+
+    def __init__(self, rng):
+        self.rng = rng
+        self.exposures = []
+        self.interactions = []
+
+    def uuid(self, at):
+        low = int(self.rng.integers(1 << 62))
+        middle = int(self.rng.integers(1 << 12))
+        bits = (int(at.timestamp() * 1000) << 80) | (7 << 76) | (middle << 64)
+        return UUID(int=bits | (2 << 62) | low)
+
+    def expose(self, experiment, epoch, unit_id, at):
+        drawn = assign(experiment, epoch, unit_id, {})
+        return self.expose_as(
+            experiment,
+            (drawn.variant, drawn.epoch),
+            unit_id,
+            at,
+            propensity=drawn.propensity,
+        )
+
+    def expose_as(self, experiment, cell, unit_id, at, *, propensity=0.5):
+        variant, epoch = cell
+        exposure = Exposure(
+            id=self.uuid(at),
+            experiment_id=experiment.id,
+            unit_id=unit_id,
+            variant=variant,
+            epoch=epoch,
+            propensity=propensity,
+            model=f"{variant}/1",
+            items=("a", "b"),
+            sources=(variant, variant),
+            fallback=bool(self.rng.random() < 0.02),
+            context={},
+            exposed_at=at,
+        )
+        self.exposures.append(exposure)
+        return exposure
+
+    def interact(self, exposure, kind, delay):
+        at = exposure.exposed_at + timedelta(seconds=delay)
+        self.interactions.append(
+            Interaction(
+                id=self.uuid(at),
+                exposure_id=exposure.id,
+                unit_id=exposure.unit_id,
+                kind=kind,
+                item_id="a",
+                position=1,
+                value=None,
+                occurred_at=at,
+            )
+        )
+
+    def visit(self, experiment, epoch, unit_id, at):
+        exposure = self.expose(experiment, epoch, unit_id, at)
+        draw = self.rng.random(5)
+        if draw[0] < 0.8:
+            self.interact(exposure, "viewed", 2)
+        if draw[1] < RATES[exposure.variant]:
+            self.interact(exposure, "click", 20)
+            if draw[2] < 0.4:
+                self.interact(exposure, "add_to_cart", 60)
+                if draw[3] < 0.5:
+                    self.interact(exposure, "purchase", 300)
+        if draw[4] < 0.02:
+            self.interact(exposure, "dismiss", 10)
+
+
+def declare(key, kind="ab", **more):
+    placement = key.removesuffix("-carousel")
+    variants = [
+        {"key": variant, "recommender": variant, "control": variant == "popular"}
+        for variant in RATES
+    ]
+    return parse_declaration(
+        {
+            "key": key,
+            "kind": kind,
+            "placement": placement,
+            "layer": placement,
+            "description": f"Which recommender fills the {placement} carousel?",
+            "variants": variants,
+            "attribution_window": "1h",
+            **more,
+        }
+    )
+
+
+def open_experiment(connection, declaration, started_at):
+    """Start an experiment whose draws are the same in every run."""
+    experiment = storage.create_experiment(connection, declaration, now=started_at)
+    connection.execute(
+        text("UPDATE experiment SET variant_salt = key WHERE id = :id"),
+        {"id": experiment.id},
+    )
+    epoch = Epoch(
+        number=0,
+        weights=declaration.initial_weights,
+        floor=declaration.policy.floor if declaration.policy else 0.0,
+        reason="declared weights",
+        started_at=started_at,
+    )
+    storage.insert_epoch(connection, experiment.id, epoch)
+    state = ExperimentState.RUNNING
+    return storage.set_state(connection, experiment, state, now=started_at), epoch
+
+
+def seed_ab(connection, recorder, key, *, start, end, units, lost=0.0):
+    """An A/B test; `lost` is the share of the first units of `als` never recorded."""
+    experiment, epoch = open_experiment(connection, declare(key), start)
+    span = (end - start).total_seconds()
+    for number in range(units):
+        unit_id = f"{key}-{number}"
+        for second in recorder.rng.random(1 + recorder.rng.poisson(0.5)) * span:
+            before = len(recorder.exposures), len(recorder.interactions)
+            recorder.visit(
+                experiment, epoch, unit_id, start + timedelta(seconds=second)
+            )
+            variant = recorder.exposures[-1].variant
+            if variant == "als" and number % 100 < 100 * lost:
+                del recorder.exposures[before[0] :]
+                del recorder.interactions[before[1] :]
+    return experiment
+
+
+def seed_bandit(connection, recorder, key, *, start, end, units_per_epoch):
+    """A bandit whose epochs follow P(best) of what was clicked, every four hours."""
+    step, floor = timedelta(hours=4), 0.05
+    policy = {"name": "thompson", "floor": floor, "interval": "4h"}
+    declaration = declare(key, kind="bandit", policy=policy)
+    experiment, epoch = open_experiment(connection, declaration, start)
+    clicked = dict.fromkeys(RATES, 0)
+    seen = dict.fromkeys(RATES, 0)
+    opened = start
+    step_number = 0
+    while opened < end:
+        first = len(recorder.exposures), len(recorder.interactions)
+        for _ in range(units_per_epoch):
+            unit_id = f"{key}-{recorder.rng.integers(5000)}"
+            at = opened + timedelta(
+                seconds=recorder.rng.random() * step.total_seconds()
+            )
+            recorder.visit(experiment, epoch, unit_id, at)
+        for exposure in recorder.exposures[first[0] :]:
+            seen[exposure.variant] += 1
+        by_id = {each.id: each.variant for each in recorder.exposures[first[0] :]}
+        for event in recorder.interactions[first[1] :]:
+            clicked[by_id[event.exposure_id]] += event.kind == "click"
+        opened += step
+        step_number += 1
+        if opened < end:
+            moves = step_number % 5 != 0
+            counted = seen, clicked
+            epoch = look(
+                connection, experiment, epoch, counted, now=opened, moves=moves
+            )
+    return experiment
+
+
+def look(connection, experiment, epoch, counted, *, now, moves):
+    """Record a look; open an epoch when it moves the weights."""
+    seen, clicked = counted
+    floor = experiment.declaration.policy.floor
+    best = probability_best(
+        [1 + clicked[variant] for variant in seen],
+        [1 + seen[variant] - clicked[variant] for variant in seen],
+    )
+    statistics = {
+        variant: {
+            "units": seen[variant],
+            "reward_sum": clicked[variant],
+            "reward_sum_squares": clicked[variant],
+        }
+        for variant in seen
+    }
+    if moves:
+        shares = floor + (1 - len(seen) * floor) * np.asarray(best)
+        shares /= shares.sum()
+        weights = dict(zip(seen, shares.tolist(), strict=True))
+        epoch = Epoch(
+            number=epoch.number + 1,
+            weights=weights,
+            floor=floor,
+            statistics=statistics,
+            cutoff=now,
+            reason=f"thompson on rewards up to {now.isoformat()}",
+            started_at=now,
+        )
+        storage.insert_epoch(connection, experiment.id, epoch)
+    reason = epoch.reason if moves else "weights stay: the policy gives those in force"
+    seen_by_policy = storage.Reallocation(
+        cutoff=now,
+        epoch=epoch.number,
+        moved=moves,
+        statistics=statistics,
+        reason=reason,
+    )
+    storage.insert_reallocation(connection, experiment.id, seen_by_policy)
+    return epoch
+
+
+def seed(connection, *, now, size):
+    """Fill a database with five experiments and about 10 `size` units."""
+    recorder = Recorder(np.random.default_rng(7))
+    day = timedelta(days=1)
+    experiments = {
+        HEALTHY: seed_ab(
+            connection, recorder, HEALTHY, start=now - 6 * day, end=now, units=6 * size
+        ),
+        BROKEN: seed_ab(
+            connection,
+            recorder,
+            BROKEN,
+            start=now - 2 * day,
+            end=now,
+            units=2 * size,
+            lost=0.4,
+        ),
+        STOPPED: seed_ab(
+            connection,
+            recorder,
+            STOPPED,
+            start=now - 20 * day,
+            end=now - 12 * day,
+            units=size,
+        ),
+        BANDIT: seed_bandit(
+            connection,
+            recorder,
+            BANDIT,
+            start=now - 4 * day + timedelta(minutes=30),
+            end=now,
+            units_per_epoch=size // 3,
+        ),
+    }
+    storage.create_experiment(connection, declare(DRAFT), now=now - day)
+    storage.set_state(
+        connection,
+        experiments[STOPPED],
+        ExperimentState.STOPPED,
+        now=now - 12 * day,
+    )
+    exposures = [each for each in recorder.exposures if each.exposed_at <= now]
+    interactions = [each for each in recorder.interactions if each.occurred_at <= now]
+    store_events(connection, exposures, interactions)
+    connection.execute(
+        text("UPDATE exposure SET recorded_at = exposed_at + interval '0.8 seconds'")
+    )
+    names = {each.id: key for key, each in experiments.items()}
+    by_key = {key: [] for key in experiments}
+    for exposure in exposures:
+        by_key[names[exposure.experiment_id]].append(exposure)
+    owner = {each.id: names[each.experiment_id] for each in exposures}
+    events = {key: [] for key in experiments}
+    for event in interactions:
+        events[owner[event.exposure_id]].append(event)
+    return by_key, events
+
+
+@contextmanager
+def new_database(server_url, template):
+    """A database that lives as long as a test module."""
+    name = f"shop_{uuid4().hex[:12]}"
+    admin = plain_engine(server_url, isolation_level="AUTOCOMMIT")
+    with admin.connect() as connection:
+        connection.execute(text(f"CREATE DATABASE {name} TEMPLATE {template}"))
+    url = make_url(server_url).set(database=name)
+    yield url.render_as_string(hide_password=False)
+    with admin.connect() as connection:
+        connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
+    admin.dispose()
+
+
+@pytest.fixture
+def recorder():
+    return Recorder(np.random.default_rng(11))
+
+
+@pytest.fixture(scope="session")
+def shop(server_url, template_database):
+    """The shop as of now; tests only read it."""
+    now = datetime.now(UTC)
+    with new_database(server_url, template_database) as url:
+        engine = create_engine(url)
+        with transaction(engine) as connection:
+            exposures, interactions = seed(connection, now=now, size=400)
+        engine.dispose()
+        yield Shop(url=url, now=now, exposures=exposures, interactions=interactions)

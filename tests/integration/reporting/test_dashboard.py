@@ -1,0 +1,269 @@
+"""Every page on a seeded, an empty and a missing database; numbers from raw events."""
+
+import re
+import threading
+from collections import Counter
+from datetime import timedelta
+from html import unescape
+from pathlib import Path
+
+import pytest
+import streamlit as st
+from streamlit.testing.v1 import AppTest
+
+import dashboard
+from dashboard import formats
+from dashboard.reports import Fresh
+from experiment_service.domain.declaration import parse_declaration
+from experiment_service.storage import experiments as storage
+from experiment_service.storage.database import transaction
+
+APP = Path(dashboard.__file__).parent / "app.py"
+PAGES = ["overview", "experiment", "bandit", "health"]
+HOME, CART = "home-carousel", "cart-carousel"
+SEARCH, EMAIL = "search-carousel", "email-carousel"
+
+
+@pytest.fixture
+def open_page(monkeypatch, tmp_path):
+    """Open a page on a database, as a browser would."""
+
+    def opened(page, url, experiment=None):
+        monkeypatch.setenv("DATABASE_URL", url)
+        monkeypatch.setenv("EXPERIMENT_SERVICE_DATA_DIR", str(tmp_path))
+        test = AppTest.from_file(str(APP), default_timeout=30)
+        test.run()
+        if experiment is not None:
+            test.query_params["experiment"] = experiment
+        if page != "overview":
+            test.switch_page(f"views/{page}.py")
+        return test.run()
+
+    yield opened
+    st.cache_resource.clear()
+
+
+def table(test, caption):
+    """Rows of cells of the table with this caption."""
+    for element in test.get("html"):
+        body = element.proto.body
+        if caption in body:
+            rows = re.findall(r"<tr>(.*?)</tr>", body)
+            return [
+                [
+                    re.sub(r"\s+", " ", unescape(re.sub(r"<[^>]+>", " ", cell))).strip()
+                    for cell in re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row)
+                ]
+                for row in rows
+            ]
+    raise AssertionError(f"no table {caption!r}")
+
+
+@pytest.mark.parametrize("experiment", [HOME, CART, SEARCH, EMAIL, "product-carousel"])
+@pytest.mark.parametrize("page", PAGES)
+def test_every_page_opens(shop, open_page, page, experiment):
+    test = open_page(page, shop.url, experiment)
+    assert not test.exception
+    assert not [error for error in test.error if "Do not use" not in error.value]
+    assert test.title[0].value
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_an_empty_database_is_explained(database_url, open_page, page):
+    test = open_page(page, database_url)
+    assert not test.exception
+    assert not test.error
+    assert "There are no" in test.info[0].value
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_missing_database_is_told_in_words(open_page, page):
+    test = open_page(page, "postgresql://nobody@127.0.0.1:1/none")
+    assert not test.exception
+    assert "The database does not answer" in test.error[0].value
+    assert "start it or check DATABASE_URL" in test.error[0].value
+    assert test.title[0].value
+
+
+def test_a_schema_that_is_behind_names_the_command(empty_database_url, open_page):
+    test = open_page("overview", empty_database_url)
+    assert "experiment-service migrate" in test.error[0].value
+
+
+def test_overview_shows_units_and_results(shop, open_page):
+    rows = table(open_page("overview", shop.url), ">Experiments<")
+    by_name = {row[0].split()[0]: row for row in rows[1:]}
+    assert list(by_name)[-1] == "product-carousel"
+    units = {each.unit_id for each in shop.exposures[HOME]}
+    assert by_name[HOME][4] == f"{len(units):,}"
+    assert by_name[HOME][5] == "OK"
+    assert by_name[SEARCH][5:] == [
+        "Failed",
+        "Unhealthy Do not use these numbers: sample ratio failed.",
+    ]
+    assert by_name[EMAIL][2] == "Draft"
+
+
+def test_experiment_shows_the_rates_of_the_raw_events(shop, open_page):
+    test = open_page("experiment", shop.url, HOME)
+    rows = table(test, "Visitor interaction rate by variant")
+    clicked = Counter()
+    counted = Counter()
+    rewarded = {
+        event.exposure_id
+        for event in shop.interactions[HOME]
+        if event.kind in ("click", "add_to_cart", "purchase")
+    }
+    first = {}
+    for exposure in sorted(shop.exposures[HOME], key=lambda each: each.exposed_at):
+        first.setdefault(exposure.unit_id, exposure)
+    at_hand = {
+        unit: exposure
+        for unit, exposure in first.items()
+        if exposure.exposed_at + timedelta(hours=1) <= shop.now
+    }
+    in_window = {}
+    for exposure in shop.exposures[HOME]:
+        start = first[exposure.unit_id]
+        # Clicks come 20 s after the exposure.
+        near = exposure.exposed_at + timedelta(seconds=20) <= start.exposed_at + (
+            timedelta(hours=1)
+        )
+        if exposure.id in rewarded and near:
+            in_window[exposure.unit_id] = True
+    for unit, exposure in at_hand.items():
+        counted[exposure.variant] += 1
+        clicked[exposure.variant] += in_window.get(unit, False)
+    for row in rows[1:]:
+        variant = row[0].split()[0]
+        assert row[2].startswith(f"{counted[variant]:,} ")
+        rate = clicked[variant] / counted[variant]
+        assert row[3].startswith(formats.value(rate, "proportion"))
+
+
+def test_another_metric_can_be_chosen(shop, open_page):
+    test = open_page("experiment", shop.url, HOME)
+    chooser = test.segmented_control[0]
+    chooser.set_value("clicks_per_visitor").run()
+    assert not test.exception
+    assert table(test, "Clicks per visitor by variant")
+
+
+def test_failed_checks_stand_above_the_numbers(shop, open_page):
+    test = open_page("experiment", shop.url, SEARCH)
+    assert "Do not use these numbers." in test.error[0].value
+    assert "Sample ratio" in test.error[0].value
+
+
+def test_bandit_shows_weights_and_the_probability_of_being_best(shop, open_page):
+    test = open_page("bandit", shop.url, CART)
+    rows = table(test, "Beta posterior")
+    shares = [float(row[-1].strip("<>% ")) for row in rows[1:]]
+    assert sum(shares) == pytest.approx(100, abs=0.3)
+    epochs = table(test, "Epochs")
+    weights = [float(cell.split("%")[0]) for cell in epochs[1][2:5]]
+    assert sum(weights) == pytest.approx(100, abs=0.2)
+    looks = table(test, "Looks of the policy")
+    assert {row[1] for row in looks[1:]} == {"Moved", "Kept"}
+
+
+def test_health_shows_units_beside_those_expected(shop, open_page):
+    test = open_page("health", shop.url, CART)
+    rows = table(test, "Units per variant")
+    units = {(each.unit_id, each.epoch) for each in shop.exposures[CART]}
+    shown = [int(row[1].replace(",", "")) for row in rows[1:]]
+    expected = [int(row[2].replace(",", "")) for row in rows[1:]]
+    assert sum(shown) == len(units)
+    assert sum(expected) == pytest.approx(len(units), abs=2)
+
+
+def test_the_choice_is_in_the_address_and_stays_between_pages(shop, open_page):
+    test = open_page("experiment", shop.url, SEARCH)
+    assert test.selectbox[0].value == SEARCH
+    test.selectbox[0].set_value(HOME).run()
+    assert test.query_params["experiment"] in (HOME, [HOME])
+    assert not test.error
+
+
+def test_an_unknown_experiment_in_the_address_is_told(shop, open_page):
+    test = open_page("experiment", shop.url, "nonsense")
+    assert not test.exception
+    assert "nonsense is not among" in test.toast[0].value
+    assert test.selectbox[0].value != "nonsense"
+
+
+def test_texts_of_users_are_escaped(shop, open_page, engine, database_url):
+    hostile = "<script>alert(1)</script> $x$ [a](http://b)"
+    variants = [
+        {"key": "a", "recommender": "r", "control": True},
+        {"key": "b", "recommender": "r"},
+    ]
+    declaration = parse_declaration(
+        {
+            "key": "hostile",
+            "kind": "ab",
+            "placement": "home",
+            "description": hostile,
+            "variants": variants,
+        }
+    )
+    with transaction(engine) as connection:
+        storage.create_experiment(connection, declaration, now=shop.now)
+    test = open_page("experiment", database_url, "hostile")
+    assert not test.exception
+    bodies = [element.proto.body for element in test.get("html")]
+    assert any("&lt;script&gt;" in body for body in bodies)
+    assert not any("<script" in body for body in bodies)
+
+
+class TestFresh:
+    def test_keeps_a_value_for_its_time(self):
+        now = [0.0]
+        fresh = Fresh(clock=lambda: now[0], seconds=4)
+        built = iter(range(9))
+        assert fresh.get("a", lambda: next(built)) == 0
+        now[0] = 3.9
+        assert fresh.get("a", lambda: next(built)) == 0
+        assert fresh.get("b", lambda: next(built)) == 1
+        now[0] = 4.0
+        assert fresh.get("a", lambda: next(built)) == 2
+
+    def test_keeps_what_took_long_ten_times_as_long(self):
+        now = [0.0]
+        fresh = Fresh(clock=lambda: now[0], seconds=4)
+
+        def slow():
+            now[0] += 2
+            return now[0]
+
+        assert fresh.get("a", slow) == 2
+        now[0] = 19
+        assert fresh.get("a", slow) == 2
+        now[0] = 20
+        assert fresh.get("a", slow) == 22
+
+    def test_keeps_no_failure(self):
+        fresh = Fresh(clock=lambda: 0.0, seconds=4)
+        with pytest.raises(ZeroDivisionError):
+            fresh.get("a", lambda: 1 / 0)
+        assert fresh.get("a", lambda: "well") == "well"
+
+    def test_builds_once_for_many_viewers(self):
+        fresh = Fresh(clock=lambda: 0.0, seconds=4)
+        gate = threading.Event()
+        built = []
+
+        def build():
+            gate.wait(5)
+            built.append(1)
+            return "value"
+
+        viewers = [
+            threading.Thread(target=fresh.get, args=("a", build)) for _ in range(8)
+        ]
+        for viewer in viewers:
+            viewer.start()
+        gate.set()
+        for viewer in viewers:
+            viewer.join()
+        assert built == [1]

@@ -1,0 +1,288 @@
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from sqlalchemy import text
+
+from experiment_service.domain.configuration import LiveModel
+from experiment_service.errors import Conflict, InvalidRequest, InvalidState, NotFound
+from experiment_service.storage.database import ChangeListener, transaction
+from experiment_service.storage.experiments import list_audit, load_configuration
+from experiment_service.storage.models import (
+    ModelStatus,
+    decide,
+    get_version,
+    insert_version,
+    list_versions,
+    live_models,
+    next_version,
+    set_live,
+)
+
+NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+CHECK = {"name": "depth", "value": 1.0, "threshold": 1.0, "passed": True}
+
+
+def insert(connection, name="als", **changes):
+    values = {
+        "name": name,
+        "recommender": "als",
+        "parameters": {"factors": 8},
+        "metrics": {"ndcg_at_10": 0.25, "worst": None},
+        "checklist": [CHECK],
+        "data_from": NOW - timedelta(days=30),
+        "data_to": NOW - timedelta(days=1),
+        "data_digest": "d" * 64,
+        "code_version": "0.1.0",
+        "artifact": f"models/{name}/1",
+        "sha256": "a" * 64,
+        "now": NOW,
+    }
+    return insert_version(connection, **{**values, **changes})
+
+
+def make(connection, version, status, now=NOW):
+    return decide(
+        connection, version.id, status, decided_by="ana", reason="because", now=now
+    )
+
+
+def test_a_new_version_is_a_candidate_with_all_its_facts(connection):
+    version = insert(connection)
+    assert version.version == 1
+    assert version.label == "als/1"
+    assert version.status is ModelStatus.CANDIDATE
+    assert version.parameters == {"factors": 8}
+    assert version.metrics == {"ndcg_at_10": 0.25, "worst": None}
+    assert version.checklist == [CHECK]
+    assert version.created_at == NOW
+    assert (version.decided_by, version.decided_at, version.reason) == (None,) * 3
+    assert get_version(connection, "als", 1) == version
+    assert live_models(connection) == {}
+
+
+def test_versions_count_per_name(connection):
+    assert [insert(connection).version for _ in range(3)] == [1, 2, 3]
+    assert insert(connection, "popularity").version == 1
+    assert next_version(connection, "als") == 4
+    assert [v.label for v in list_versions(connection)] == [
+        "als/3",
+        "als/2",
+        "als/1",
+        "popularity/1",
+    ]
+    assert [v.version for v in list_versions(connection, "als")] == [3, 2, 1]
+
+
+def test_concurrent_inserts_get_distinct_numbers(engine):
+    def one(_):
+        with transaction(engine) as connection:
+            return insert(connection).version
+
+    with ThreadPoolExecutor(4) as threads:
+        assert sorted(threads.map(one, range(12))) == list(range(1, 13))
+
+
+def test_the_next_number_is_kept_until_the_transaction_ends(engine):
+    with transaction(engine) as connection:
+        assert next_version(connection, "als") == 1
+        with ThreadPoolExecutor(1) as threads:
+
+            def other():
+                with transaction(engine) as second:
+                    return insert(second).version
+
+            waiting = threads.submit(other)
+            assert insert(connection).version == 1
+            assert not waiting.done()
+            connection.commit()
+            assert waiting.result(10) == 2
+
+
+def test_a_name_must_be_a_key(connection):
+    with pytest.raises(InvalidRequest, match="model name is "):
+        insert(connection, "../etc")
+
+
+ALLOWED = {
+    ("candidate", "rejected"),
+    ("candidate", "shadow"),
+    ("candidate", "live"),
+    ("shadow", "live"),
+    ("shadow", "rejected"),
+    ("live", "retired"),
+    ("retired", "live"),
+}
+PATHS = {
+    "candidate": [],
+    "rejected": ["rejected"],
+    "shadow": ["shadow"],
+    "live": ["live"],
+    "retired": ["live", "retired"],
+}
+
+
+@pytest.mark.parametrize("before", [status.value for status in ModelStatus])
+@pytest.mark.parametrize("after", [status.value for status in ModelStatus])
+def test_only_these_transitions_are_allowed(connection, before, after):
+    version = insert(connection)
+    for status in PATHS[before]:
+        version = make(connection, version, ModelStatus(status))
+    if (before, after) in ALLOWED:
+        later = NOW + timedelta(hours=1)
+        decided = make(connection, version, ModelStatus(after), later)
+        assert decided.status == after
+        assert (decided.decided_by, decided.decided_at) == ("ana", later)
+        assert decided.reason == "because"
+        return
+    with pytest.raises(InvalidState, match=f"als/1 is {before} and can't become"):
+        make(connection, version, ModelStatus(after))
+    assert get_version(connection, "als", 1) == version
+
+
+def test_a_live_version_retires_its_predecessor(connection):
+    first, second, other = (insert(connection, n) for n in ("als", "als", "knn"))
+    for version in (first, other):
+        make(connection, version, ModelStatus.LIVE)
+    set_live(connection, second.id, decided_by="bea", reason="better", now=NOW)
+    assert live_models(connection) == {
+        "als": LiveModel(
+            name="als", version=2, artifact="models/als/1", sha256="a" * 64
+        ),
+        "knn": LiveModel(
+            name="knn", version=1, artifact="models/knn/1", sha256="a" * 64
+        ),
+    }
+    assert load_configuration(connection, now=NOW).models == live_models(connection)
+    retired = get_version(connection, "als", 1)
+    assert retired.status is ModelStatus.RETIRED
+    assert retired.reason == "replaced by als/2"
+    assert retired.decided_by == "bea"
+
+
+def test_every_decision_leaves_an_audit_row(connection):
+    first, second = insert(connection), insert(connection)
+    make(connection, first, ModelStatus.LIVE)
+    make(connection, second, ModelStatus.SHADOW)
+    make(connection, second, ModelStatus.LIVE)
+    make(connection, second, ModelStatus.RETIRED)
+    rows = list_audit(connection, "model/als")
+    assert [row.action for row in rows] == [
+        "set_live",
+        "set_shadow",
+        "set_live",
+        "set_retired",
+    ]
+    assert {(row.actor, row.reason) for row in rows} == {("ana", "because")}
+    assert rows[2].before == {"version": 2, "status": "shadow", "live": 1}
+    assert rows[2].after == {"version": 2, "status": "live", "live": 2}
+    assert rows[3].after == {"version": 2, "status": "retired", "live": None}
+
+
+def test_serving_is_told_at_commit_when_the_live_version_changes(engine, database_url):
+    listener = ChangeListener(database_url)
+    try:
+        with transaction(engine) as connection:
+            version = insert(connection)
+            make(connection, version, ModelStatus.SHADOW)
+        assert not listener.wait(0.2)
+        with transaction(engine) as connection:
+            make(connection, version, ModelStatus.LIVE)
+            assert not listener.wait(0.2)
+        assert listener.wait(5)
+        with transaction(engine) as connection:
+            make(connection, version, ModelStatus.RETIRED)
+        assert listener.wait(5)
+    finally:
+        listener.close()
+
+
+def test_a_switch_is_whole_or_not_at_all(engine):
+    with transaction(engine) as connection:
+        first, second = insert(connection), insert(connection)
+        make(connection, first, ModelStatus.LIVE)
+
+    def switch_and_fail():
+        with transaction(engine) as connection:
+            make(connection, second, ModelStatus.LIVE)
+            assert live_models(connection)["als"].version == 2
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        switch_and_fail()
+    with transaction(engine) as connection:
+        assert live_models(connection)["als"].version == 1
+        assert len(list_audit(connection, "model/als")) == 1
+
+
+def test_two_live_versions_are_impossible_also_without_our_locks(engine):
+    with transaction(engine) as connection:
+        first, second = insert(connection), insert(connection)
+    by_hand = text("UPDATE model_version SET status = 'live' WHERE id = :id")
+    with (
+        engine.connect() as stranger,
+        ThreadPoolExecutor(1) as threads,
+    ):
+        stranger.execute(by_hand, {"id": first.id})
+
+        def ours():
+            with transaction(engine) as connection:
+                make(connection, second, ModelStatus.LIVE)
+
+        waiting = threads.submit(ours)
+        until_blocked(engine)
+        stranger.commit()
+        with pytest.raises(Conflict, match="became live meanwhile"):
+            waiting.result(10)
+    with transaction(engine) as connection:
+        assert live_models(connection)["als"].version == 1
+        assert get_version(connection, "als", 2).status is ModelStatus.CANDIDATE
+        assert list_audit(connection, "model/als") == []
+
+
+def until_blocked(engine):
+    question = text(
+        "SELECT count(*) FROM pg_stat_activity"
+        " WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    )
+    tick = threading.Event()
+    for _ in range(500):
+        with transaction(engine) as connection:
+            if connection.scalar(question):
+                return
+        tick.wait(0.02)
+    pytest.fail("nobody waits for a lock")
+
+
+def test_concurrent_switches_leave_one_live(engine):
+    with transaction(engine) as connection:
+        versions = [insert(connection) for _ in range(8)]
+
+    def one(version):
+        with transaction(engine) as connection:
+            make(connection, version, ModelStatus.LIVE)
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(one, versions))
+    with transaction(engine) as connection:
+        statuses = [v.status for v in list_versions(connection, "als")]
+        assert sorted(statuses) == ["live"] + ["retired"] * 7
+        assert len(list_audit(connection, "model/als")) == 8
+
+
+def test_what_is_not_there_is_named(connection):
+    insert(connection)
+    insert(connection)
+    with pytest.raises(NotFound, match="model 'als' has no version 3; versions: 2, 1"):
+        get_version(connection, "als", 3)
+    with pytest.raises(NotFound, match="model 'svd' does not exist; models: als"):
+        get_version(connection, "svd", 1)
+    with pytest.raises(NotFound, match="id 99 does not exist"):
+        decide(connection, 99, ModelStatus.LIVE, decided_by="ana", reason="-", now=NOW)
+
+
+def test_no_models_is_no_error(connection):
+    assert list_versions(connection) == []
+    with pytest.raises(NotFound, match="models: none yet"):
+        list_versions(connection, "als")

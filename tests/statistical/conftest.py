@@ -1,0 +1,34 @@
+"""Collects what the slow tests measured and prints it as the rows of calibration.md."""
+
+import pytest
+
+ROWS = pytest.StashKey[list]()
+
+
+@pytest.fixture
+def report(request):
+    """Note a measured share: report(method, setting, share, trials=None)."""
+    rows = request.config.stash.setdefault(ROWS, [])
+
+    def note(method, setting, share, trials=None):
+        error = 0.0 if trials is None else (share * (1 - share) / trials) ** 0.5
+        by = "exact" if trials is None else f"{error:.4f}"
+        rows.append(f"| {method} | {setting} | {share:.4f} | {by} |")
+
+    return note
+
+
+@pytest.fixture
+def tolerance():
+    """Four standard errors of a share that was estimated from independent trials."""
+    return lambda share, trials: 4 * (share * (1 - share) / trials) ** 0.5
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    rows = config.stash.get(ROWS, [])
+    if rows:
+        terminalreporter.section("calibration")
+        terminalreporter.write_line("| method | setting | measured | standard error |")
+        terminalreporter.write_line("|---|---|---|---|")
+        for row in rows:
+            terminalreporter.write_line(row)

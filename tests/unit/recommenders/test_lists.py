@@ -1,0 +1,362 @@
+import errno
+import hashlib
+import json
+import resource
+import signal
+import threading
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from recommenders import lists as lists_module
+from recommenders.lists import PARTIAL_SUFFIX, PublishedLists, publish_lists
+
+UNITS = ["ada", "bob", "ćwikła"]
+ITEMS = ["apple", "brød", "çay", "🍣"]
+LISTS = np.array([[0, 1], [3, -1], [-1, -1]], dtype=np.int32)
+DEFAULT = np.array([2, 3], dtype=np.int32)
+RELATED = np.array([[1, 2], [0, -1], [3, 0], [2, 1]], dtype=np.int32)
+
+
+def publish(directory, **changes):
+    values = {
+        "name": "als",
+        "version": 1,
+        "unit_ids": UNITS,
+        "lists": LISTS,
+        "item_ids": ITEMS,
+        "default": DEFAULT,
+        "related": RELATED,
+    }
+    return publish_lists(directory, **{**values, **changes})
+
+
+@pytest.fixture
+def folder(tmp_path):
+    directory = tmp_path / "models" / "als" / "1"
+    publish(directory)
+    return directory
+
+
+def test_what_was_published_is_read_back(folder):
+    lists = PublishedLists.open(folder)
+    assert lists.for_unit("ada") == ["apple", "brød"]
+    assert lists.for_unit("bob") == ["🍣"]
+    assert lists.for_unit("ćwikła") == []
+    assert lists.for_unit("eve") is None
+    assert lists.default == ["çay", "🍣"]
+    assert lists.related("çay") == ["🍣", "apple"]
+    assert lists.related("brød") == ["apple"]
+    assert lists.related("rice") is None
+    assert (lists.name, lists.version, lists.depth) == ("als", 1, 2)
+    assert (lists.units, lists.items) == (3, 4)
+    lists.verify()
+
+
+def test_related_is_optional(tmp_path):
+    publish(tmp_path / "1", related=None)
+    assert PublishedLists.open(tmp_path / "1").related("apple") is None
+
+
+def test_an_unknown_unit_may_be_any_text(folder):
+    lists = PublishedLists.open(folder)
+    for unit_id in ("", "\ud800", "x" * 10_000):
+        assert lists.for_unit(unit_id) is None
+        assert lists.related(unit_id) is None
+
+
+@st.composite
+def published(draw):
+    text = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8)
+    units = draw(st.lists(text, min_size=1, max_size=20, unique=True))
+    items = draw(st.lists(text, min_size=1, max_size=20, unique=True))
+    depth = draw(st.integers(1, 6))
+    row = st.lists(st.integers(0, len(items) - 1), max_size=depth).map(
+        lambda rows: rows + [-1] * (depth - len(rows))
+    )
+    table = draw(st.lists(row, min_size=len(units), max_size=len(units)))
+    return units, items, np.array(table, dtype=np.int32), draw(row), depth
+
+
+@settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(published(), st.text(min_size=1, max_size=8))
+def test_any_lists_are_read_back(tmp_path_factory, values, stranger):
+    units, items, table, default, depth = values
+    directory = tmp_path_factory.mktemp("lists") / "1"
+    publish_lists(
+        directory,
+        name="any",
+        version=1,
+        unit_ids=units,
+        lists=table,
+        item_ids=items,
+        default=np.array(default, dtype=np.int32),
+    )
+    lists = PublishedLists.open(directory)
+    lists.verify()
+    for unit_id, row in zip(units, table.tolist(), strict=True):
+        assert lists.for_unit(unit_id) == [items[i] for i in row if i >= 0]
+    assert lists.default == [items[i] for i in default if i >= 0]
+    assert lists.depth == depth
+    if stranger not in units:
+        assert lists.for_unit(stranger) is None
+
+
+def test_blocks_join(tmp_path, monkeypatch):
+    monkeypatch.setattr(lists_module, "_BLOCK_ROWS", 7)
+    units = [f"unit-{n}" for n in range(100)]
+    items = [f"item-{n}" for n in range(30)]
+    table = np.arange(500, dtype=np.int32).reshape(100, 5) % 30
+    publish(
+        tmp_path / "1",
+        unit_ids=units,
+        item_ids=items,
+        lists=table,
+        default=table[0],
+        related=table[:30],
+    )
+    lists = PublishedLists.open(tmp_path / "1")
+    for number in range(100):
+        expected = [items[row] for row in table[number]]
+        assert lists.for_unit(units[number]) == expected
+        if number < 30:
+            assert lists.related(items[number]) == expected
+
+
+def test_hash_is_of_the_manifest_and_covers_every_file(folder):
+    content = (folder / "manifest.json").read_bytes()
+    manifest = json.loads(content)
+    assert PublishedLists.open(folder).sha256 == hashlib.sha256(content).hexdigest()
+    on_disk = {path.name for path in folder.iterdir()} - {"manifest.json"}
+    assert set(manifest["files"]) == on_disk
+    for name, facts in manifest["files"].items():
+        content = (folder / name).read_bytes()
+        assert facts == {
+            "bytes": len(content),
+            "sha256": hashlib.sha256(content).hexdigest(),
+        }
+
+
+def test_same_content_has_the_same_hash(tmp_path):
+    one, other = publish(tmp_path / "1"), publish(tmp_path / "2")
+    assert one == other
+    assert publish(tmp_path / "3", default=DEFAULT[::-1].copy()) != one
+
+
+def test_an_existing_version_is_never_changed(folder):
+    before = (folder / "manifest.json").read_bytes()
+    with pytest.raises(FileExistsError, match="versions never change"):
+        publish(folder, default=DEFAULT[::-1].copy())
+    assert (folder / "manifest.json").read_bytes() == before
+    assert [path.name for path in folder.parent.iterdir()] == ["1"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lists": LISTS.astype(np.int64)}, r"lists is int64 .* it must be int32"),
+        ({"lists": LISTS[:2]}, r"lists is .* shape \(2, 2\).* shape \(3, 2\)"),
+        ({"lists": LISTS + 1}, r"lists holds rows outside -1 to 3"),
+        ({"lists": LISTS - 1}, r"lists holds rows outside -1 to 3"),
+        ({"default": DEFAULT[:1]}, r"lists is .* shape \(3, 1\)"),
+        ({"default": DEFAULT[None]}, r"default is .* shape \(1, 2\)"),
+        ({"related": RELATED[:3]}, r"related is .* shape \(4, 2\)"),
+        ({"unit_ids": [], "lists": LISTS[:0]}, r"none of them 0"),
+        ({"unit_ids": ["a", "b", "a"]}, r"unit id 'a' is given twice"),
+        ({"unit_ids": ["a", "b", ""]}, r"an empty unit id"),
+        ({"unit_ids": ["a", "b", "\ud800"]}, r"is not valid text"),
+        ({"item_ids": ["a", "b", "c", "b"]}, r"item id 'b' is given twice"),
+        ({"version": 0}, r"version is 0; it must be 1 or more"),
+    ],
+)
+def test_bad_input_is_refused_and_leaves_nothing(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        publish(tmp_path / "1", **changes)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_ids_of_one_hash_are_refused(tmp_path, monkeypatch):
+    # Two texts of equal 64 bits of SHA-256 are not known, so all hashes are made equal.
+    monkeypatch.setattr(lists_module, "_hash", lambda _: np.uint64(7))
+    with pytest.raises(ValueError, match="'ada' and 'bob' have one hash"):
+        publish(tmp_path / "1")
+
+
+@contextmanager
+def file_size_limit(size):
+    """Let writes beyond `size` bytes of a file fail, as they do on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_a_full_disk_leaves_nothing(tmp_path):
+    units = [f"unit-{n}" for n in range(1000)]
+    with (
+        file_size_limit(5_000),
+        pytest.raises(OSError, match="could not be") as caught,
+    ):
+        publish(
+            tmp_path / "1", unit_ids=units, lists=np.zeros((1000, 2), dtype=np.int32)
+        )
+    assert caught.value.errno == errno.EFBIG
+    assert "lists als/1 could not be written" in str(caught.value)
+    assert "nothing was published" in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_parent_that_is_a_file_is_named(tmp_path):
+    (tmp_path / "models").write_text("not a folder")
+    with pytest.raises(OSError, match="could not be written"):
+        publish(tmp_path / "models" / "1")
+
+
+def test_the_folder_appears_whole(tmp_path, monkeypatch):
+    seen = []
+    write = lists_module._write
+
+    def watched(path, parts):
+        seen.append((tmp_path / "1").exists())
+        assert path.parent.name.endswith(PARTIAL_SUFFIX)
+        return write(path, parts)
+
+    monkeypatch.setattr(lists_module, "_write", watched)
+    publish(tmp_path / "1")
+    assert len(seen) == 8
+    assert not any(seen)
+
+
+FILES = [
+    "manifest.json",
+    "units.npy",
+    "lists.npy",
+    "items.npy",
+    "item_ids.bin",
+    "item_offsets.npy",
+    "default.npy",
+    "related.npy",
+]
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_missing_file_is_named(folder, file):
+    (folder / file).unlink()
+    with pytest.raises(ValueError, match=rf"{file} can't be read"):
+        PublishedLists.open(folder)
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("keep", [0.0, 0.5, 0.99])
+def test_a_cut_off_file_is_named(folder, file, keep):
+    content = (folder / file).read_bytes()
+    (folder / file).write_bytes(content[: int(len(content) * keep)])
+    with pytest.raises(ValueError, match=file):
+        PublishedLists.open(folder)
+
+
+@pytest.mark.parametrize("file", FILES[1:])
+def test_one_changed_bit_is_found_by_verify(folder, file):
+    content = bytearray((folder / file).read_bytes())
+    content[-1] ^= 1
+    (folder / file).write_bytes(bytes(content))
+    if file in ("default.npy", "item_offsets.npy"):
+        with pytest.raises(ValueError, match=f"{file}|item_ids.bin"):
+            PublishedLists.open(folder)
+        return
+    lists = PublishedLists.open(folder)
+    with pytest.raises(ValueError, match=rf"{file} has SHA-256"):
+        lists.verify()
+
+
+def test_verify_names_a_file_that_went_away(folder):
+    lists = PublishedLists.open(folder)
+    (folder / "units.npy").unlink()
+    with pytest.raises(ValueError, match=r"units\.npy can't be read"):
+        lists.verify()
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"nothing/manifest\.json can't be read"):
+        PublishedLists.open(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": "else"}, "has format"),
+        ({"format_version": 2}, "has format .* this program reads"),
+        ({"units": 4}, r"units\.npy is uint64 of shape \(3,\)"),
+        ({"units": True}, "has units True"),
+        ({"depth": 0}, "has depth 0"),
+        ({"items": "4"}, "has items '4'"),
+        ({"items": 3}, r"item_offsets\.npy"),
+        ({"name": None}, "lacks the name"),
+        ({"files": {}}, "the manifest says None"),
+        ({"files": []}, "lacks the name, or the size"),
+        ({"files": {"units.npy": 3}}, "lacks the name, or the size"),
+    ],
+)
+def test_a_manifest_that_does_not_fit_is_refused(folder, change, message):
+    path = folder / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(ValueError, match=message):
+        PublishedLists.open(folder)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "null", "{", "3", "{}"])
+def test_a_manifest_that_is_none_is_refused(folder, content):
+    (folder / "manifest.json").write_text(content)
+    with pytest.raises(ValueError, match=r"is not a manifest"):
+        PublishedLists.open(folder)
+
+
+def test_other_content_of_the_same_size_is_refused(folder):
+    for file, other in (("lists.npy", "related.npy"), ("units.npy", "default.npy")):
+        kept = (folder / file).read_bytes()
+        content = (folder / other).read_bytes()
+        size = len(kept)
+        (folder / file).write_bytes((content + bytes(size))[:size])
+        with pytest.raises(ValueError, match=rf"{file} is"):
+            PublishedLists.open(folder)
+        (folder / file).write_bytes(kept)
+
+
+def test_an_open_version_outlives_its_folder(folder):
+    lists = PublishedLists.open(folder)
+    for path in folder.iterdir():
+        path.unlink()
+    folder.rmdir()
+    assert lists.for_unit("ada") == ["apple", "brød"]
+    assert lists.related("çay") == ["🍣", "apple"]
+
+
+def test_threads_read_the_same(folder):
+    lists = PublishedLists.open(folder)
+    wrong = []
+
+    def read():
+        wrong.extend(
+            unit
+            for unit in UNITS * 300
+            if lists.for_unit(unit)
+            != [ITEMS[row] for row in LISTS[UNITS.index(unit)] if row >= 0]
+        )
+
+    threads = [threading.Thread(target=read) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
