@@ -12,14 +12,42 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import yaml
 from sqlalchemy import Engine
 
+from dashboard import server
+from experiment_service import demo, experimentation, training
+from experiment_service.analysis.interval import Interval, Withheld
+from experiment_service.api.app import serve
 from experiment_service.config import Settings
-from experiment_service.errors import ExperimentServiceError, InvalidRequest
+from experiment_service.domain.configuration import (
+    epoch_document,
+    experiment_document,
+)
+from experiment_service.domain.declaration import parse_declaration
+from experiment_service.domain.event import check_attributes, check_id
+from experiment_service.errors import (
+    ExperimentServiceError,
+    InvalidRequest,
+    InvalidState,
+)
+from experiment_service.reallocation import reallocate
+from experiment_service.reporting import Report, build_report
+from experiment_service.storage import experiments as storage
+from experiment_service.storage.database import (
+    check_migrated,
+    create_engine,
+    migrate,
+    running_database,
+    transaction,
+)
+from experiment_service.storage.events import rebuild_outcomes
+from experiment_service.storage.models import ModelStatus, list_versions
+from experiment_service.worker import run_worker
 
 Command = Callable[[Settings, argparse.Namespace], None]
 
@@ -116,12 +144,20 @@ def _add_experiments(commands: Any) -> None:  # noqa: ANN401 - argparse names no
 def _add_models(commands: Any) -> None:  # noqa: ANN401 - argparse names no type
     train = commands.add_parser("train", help="train, check and publish recommenders")
     train.add_argument("recommender", nargs="+", help="popularity, item_knn, als")
-    train.add_argument("--interactions", type=Path, help="CSV or Parquet; see README")
-    train.add_argument("--complete-journey", action="store_true", help="the demo's data")
+    source = train.add_mutually_exclusive_group(required=True)
+    source.add_argument("--interactions", type=Path, help="CSV or Parquet; see README")
+    source.add_argument(
+        "--complete-journey", action="store_true", help="the demo's retail data"
+    )
+    train.add_argument("--catalogue", type=Path, help="CSV or Parquet; see README")
     train.add_argument("--cut", help="train on what lies before this day (ISO 8601)")
     train.add_argument("--name", help="model name; the recommender's when left out")
     train.add_argument("--parameters", default="{}", help="JSON object")
     train.add_argument("--depth", type=int, default=50, help="items per list")
+    train.add_argument(
+        "--exclude-seen", action="store_true", help="leave out what a unit had before"
+    )
+    train.add_argument("--seed", type=int, default=0)
     train.set_defaults(command=_train)
     models = commands.add_parser("models", help="list model versions")
     models.set_defaults(command=_models)
@@ -184,7 +220,12 @@ def _attribute(value: str) -> object:
 
 
 def _demo(settings: Settings, parsed: argparse.Namespace) -> None:
-    run_demo(
+    if not 0.1 <= parsed.visits_per_second <= 1000:
+        raise InvalidRequest(
+            f"--visits-per-second is {parsed.visits_per_second}; it must lie in 0.1 to "
+            "1000"
+        )
+    demo.run(
         settings,
         visits_per_second=parsed.visits_per_second,
         seconds=parsed.seconds,
@@ -192,6 +233,8 @@ def _demo(settings: Settings, parsed: argparse.Namespace) -> None:
 
 
 def _serve(settings: Settings, parsed: argparse.Namespace) -> None:
+    if not 1 <= parsed.workers <= 64:
+        raise InvalidRequest(f"--workers is {parsed.workers}; it must lie in 1 to 64")
     serve(settings, workers=parsed.workers)
 
 
@@ -201,11 +244,7 @@ def _worker(settings: Settings, _: argparse.Namespace) -> None:
 
 
 def _dashboard(settings: Settings, _: argparse.Namespace) -> None:
-    # Streamlit reads its own arguments from a process of its own; we stay its parent to
-    # hand signals on.
-    status = subprocess.run(dashboard_command(settings), check=False).returncode  # noqa: S603
-    if status not in (0, -signal.SIGINT, -signal.SIGTERM):
-        raise Unavailable(f"the dashboard ended with status {status}; see above")
+    server.run(settings)
 
 
 def _migrate(settings: Settings, parsed: argparse.Namespace) -> None:
@@ -258,7 +297,9 @@ def _list(settings: Settings, _: argparse.Namespace) -> None:
         for each in experiments
     ]
     if not rows:
-        print("no experiments yet; write one in YAML and run `experiment-service create`")
+        print(
+            "no experiments yet; write one in YAML and run `experiment-service create`"
+        )
         return
     _print_table(("KEY", "KIND", "STATE", "PLACEMENT", "VARIANTS"), rows)
 
@@ -323,9 +364,7 @@ def _set_weights(settings: Settings, parsed: argparse.Namespace) -> None:
 def _set_overrides(settings: Settings, parsed: argparse.Namespace) -> None:
     overrides = _pairs("override", parsed.overrides)
     with _engine(settings) as engine, transaction(engine) as connection:
-        experimentation.set_overrides(
-            connection, parsed.key, overrides, actor=_actor()
-        )
+        experimentation.set_overrides(connection, parsed.key, overrides, actor=_actor())
     print(f"{parsed.key}: {len(overrides)} overrides")
 
 
@@ -362,3 +401,133 @@ def _set_placement(settings: Settings, parsed: argparse.Namespace) -> None:
             actor=_actor(),
         )
     print(f"placement {parsed.key} shows {parsed.recommender} outside experiments")
+
+
+def _report(settings: Settings, parsed: argparse.Namespace) -> None:
+    with _engine(settings) as engine, transaction(engine) as connection:
+        report = build_report(connection, parsed.key, as_of=_now())
+    if parsed.json:
+        _print_json(report.to_document())
+    else:
+        _print_report(report)
+
+
+def _print_report(report: Report) -> None:
+    print(f"{report.facts.key}, as of {report.as_of:%Y-%m-%d %H:%M:%S} UTC")
+    print(report.summary.sentence)
+    for check in report.checks:
+        if check.result.status in ("warning", "failed"):
+            about = f" of {check.subject}" if check.subject else ""
+            print(
+                f"{check.result.status}: {check.title}{about}: {check.result.message}"
+            )
+    for metric in report.metrics:
+        print(f"\n{metric.title}")
+        rows = [
+            (
+                result.variant,
+                result.units,
+                _shown(result.planned, metric.kind),
+                _shown(result.any_time, metric.kind),
+            )
+            for result in metric.variants
+        ]
+        _print_table(("VARIANT", "UNITS", "ONE LOOK", "ANY TIME"), rows)
+
+
+def _shown(estimate: Interval | Withheld, kind: str) -> str:
+    if isinstance(estimate, Withheld):
+        return f"none: {estimate.reason}"
+    if kind == "mean":
+        return f"{estimate.estimate:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
+    return f"{estimate.estimate:.2%} [{estimate.low:.2%}, {estimate.high:.2%}]"
+
+
+def _train(settings: Settings, parsed: argparse.Namespace) -> None:
+    parameters = _json_object("--parameters", parsed.parameters)
+    if parsed.name is not None and len(parsed.recommender) > 1:
+        raise InvalidRequest("--name is for one recommender; train them one by one")
+    interactions = training.load_interactions(
+        parsed.interactions,
+        catalogue=parsed.catalogue,
+        cut=None if parsed.cut is None else _instant("--cut", parsed.cut),
+    )
+    rejected = []
+    with _engine(settings) as engine:
+        for recommender in parsed.recommender:
+            version = training.train(
+                engine,
+                data_dir=settings.data_dir,
+                interactions=interactions,
+                recommender=recommender,
+                parameters=parameters,
+                name=parsed.name,
+                depth=parsed.depth,
+                exclude_seen=parsed.exclude_seen,
+                seed=parsed.seed,
+                now=_now(),
+                code_version=metadata.version("experiment-service"),
+                actor=_actor(),
+                progress=lambda text: print(text, file=sys.stderr),
+            )
+            print(f"{version.label}: {version.status} ({version.reason})")
+            if version.status is ModelStatus.REJECTED:
+                rejected.append(version.label)
+    if rejected:
+        raise InvalidState(
+            f"{', '.join(rejected)} failed the checks; what served before still serves"
+        )
+
+
+def _json_object(name: str, text: str) -> dict[str, object]:
+    try:
+        read = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InvalidRequest(f"{name} {text!r} is not JSON: {error}") from error
+    if not isinstance(read, dict):
+        raise InvalidRequest(f"{name} {text!r} must be a JSON object")
+    return read
+
+
+def _instant(name: str, text: str) -> datetime:
+    try:
+        read = datetime.fromisoformat(text)
+    except ValueError:
+        raise InvalidRequest(
+            f"{name} {text!r} is not a time; write 2017-12-01 or an ISO 8601 instant"
+        ) from None
+    return read if read.tzinfo else read.replace(tzinfo=UTC)
+
+
+def _models(settings: Settings, _: argparse.Namespace) -> None:
+    with _engine(settings) as engine, transaction(engine) as connection:
+        versions = list_versions(connection)
+    if not versions:
+        print("no models yet; run `experiment-service train`")
+        return
+    rows = [
+        (
+            version.label,
+            version.status,
+            version.recommender,
+            f"{version.data_to:%Y-%m-%d}",
+            f"{version.created_at:%Y-%m-%d %H:%M}",
+            version.reason or "",
+        )
+        for version in versions
+    ]
+    _print_table(("MODEL", "STATUS", "RECOMMENDER", "DATA TO", "TRAINED", "WHY"), rows)
+
+
+def _rollback(settings: Settings, parsed: argparse.Namespace) -> None:
+    with _engine(settings) as engine, transaction(engine) as connection:
+        version = training.roll_back(
+            connection,
+            data_dir=settings.data_dir,
+            name=parsed.name,
+            version=parsed.version,
+            actor=_actor(),
+            reason=parsed.reason,
+            now=_now(),
+        )
+    print(f"{version.label}: {version.status}")

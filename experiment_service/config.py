@@ -75,6 +75,15 @@ class Settings:
             raise InvalidRequest("; ".join(problems))
         return cls(**values)
 
+    def environment(self, **changes: str) -> dict[str, str]:
+        """Return this process's environment with these settings, for a child."""
+        given = {each.name: getattr(self, each.name) for each in fields(self)} | changes
+        return dict(os.environ) | {
+            variable: str(given[name])
+            for name, variable in variables().items()
+            if given[name] is not None
+        }
+
 
 def variables() -> dict[str, str]:
     """Return the environment variable of each setting."""

@@ -189,7 +189,9 @@ class Shoppers:
         under_way: set[asyncio.Task[None]] = set()
         async with httpx.AsyncClient(base_url=self._address, timeout=10) as client:
             while not stopping.is_set():
-                household = self._households[int(self._rng.integers(len(self._households)))]
+                household = self._households[
+                    int(self._rng.integers(len(self._households)))
+                ]
                 await gate.acquire()
                 visit = asyncio.create_task(self._visit(client, household))
                 under_way.add(visit)

@@ -80,7 +80,8 @@ def _beliefs(report: Report, bandit: BanditReport) -> None:
         st.subheader("What the rewards say", anchor=False)
         st.caption(
             f"Posterior of the {report.reward.title.lower()} of each variant, from all "
-            "units that count."
+            f"units that count, with prior Beta({bandit.prior[0]:g}, "
+            f"{bandit.prior[1]:g})."
         )
         parts.chart(
             charts.densities(bandit.posteriors, colour_of),

@@ -3,17 +3,23 @@
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 
-from policies.probability_best import probability_best
 from scipy import stats
 
 from experiment_service.analysis.moments import Moments
-from experiment_service.domain.experiment import Experiment, ExperimentState
+from experiment_service.domain.experiment import (
+    Experiment,
+    ExperimentState,
+    PolicySpecification,
+)
 from experiment_service.domain.metric import METRICS, Metric
 from experiment_service.reporting.values import BanditReport, Look, Posterior
 from experiment_service.storage.experiments import Reallocation
+from policies import build_policy
+from policies.probability_best import probability_best
+from policies.thompson import Thompson
 
-#: Prior of the posteriors: Beta(1, 1), every rate equally likely.
-PRIOR = (1.0, 1.0)
+#: Prior beside a policy that has none of its own: every rate equally likely.
+UNIFORM = (1.0, 1.0)
 
 
 def bandit_report(
@@ -39,6 +45,7 @@ def bandit_report(
     if policy is None:
         return None
     metric = METRICS[experiment.declaration.reward_metric]
+    prior = _prior(policy)
     return BanditReport(
         policy=policy.name,
         parameters=dict(policy.parameters),
@@ -57,15 +64,28 @@ def bandit_report(
             )
             for look in looks
         ),
-        posteriors=_posteriors(metric, rewards, level=level),
+        prior=prior,
+        posteriors=_posteriors(metric, rewards, prior, level=level),
     )
 
 
+def _prior(specification: PolicySpecification) -> tuple[float, float]:
+    """Return the prior that the policy itself starts from, so that P(best) agrees."""
+    policy = build_policy(specification.name, specification.parameters)
+    if isinstance(policy, Thompson):
+        return policy.prior_successes, policy.prior_failures
+    return UNIFORM
+
+
 def _posteriors(
-    metric: Metric, rewards: Mapping[str, Moments], *, level: float
+    metric: Metric,
+    rewards: Mapping[str, Moments],
+    prior: tuple[float, float],
+    *,
+    level: float,
 ) -> tuple[Posterior, ...]:
-    alphas = [PRIOR[0] + each.sum_y for each in rewards.values()]
-    betas = [PRIOR[1] + each.n - each.sum_y for each in rewards.values()]
+    alphas = [prior[0] + each.sum_y for each in rewards.values()]
+    betas = [prior[1] + each.n - each.sum_y for each in rewards.values()]
     best = probability_best(alphas, betas, lower_is_better=metric.direction == "lower")
     tail = (1 - level) / 2
     return tuple(

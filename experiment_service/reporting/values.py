@@ -164,6 +164,8 @@ class BanditReport:
         When the next reallocation is due; None unless it runs.
     looks : tuple of Look
         In the order of time.
+    prior : tuple of float
+        Parameters of the Beta prior of every variant.
     """
 
     policy: str
@@ -175,6 +177,7 @@ class BanditReport:
     mode: str
     next_look_at: datetime | None
     looks: tuple[Look, ...]
+    prior: tuple[float, float]
     posteriors: tuple[Posterior, ...]
 
 

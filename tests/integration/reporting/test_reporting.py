@@ -542,6 +542,31 @@ def test_a_bandit_that_nobody_looks_at_is_reported(connection, recorder):
     assert [check.status for check in effective] == ["ok"]
 
 
+@pytest.mark.parametrize(
+    ("policy", "prior"),
+    [
+        ({"name": "fixed"}, (1, 1)),
+        (
+            {
+                "name": "thompson",
+                "parameters": {"prior_successes": 3, "prior_failures": 40},
+            },
+            (3, 40),
+        ),
+    ],
+)
+def test_posteriors_start_from_the_prior_of_the_policy(
+    connection, recorder, policy, prior
+):
+    experiment = small_experiment(connection, kind="bandit", policy=policy)
+    fill(connection, recorder, experiment, {("a", 0): (30, 3), ("b", 0): (30, 6)})
+    posteriors = report_of(connection).bandit.posteriors
+    assert [(each.alpha, each.beta) for each in posteriors] == [
+        (prior[0] + 3, prior[1] + 27),
+        (prior[0] + 6, prior[1] + 24),
+    ]
+
+
 def test_few_cases_alarm_nobody(connection, recorder):
     experiment = small_experiment(connection)
     recorder.expose_as(experiment, ("a", 0), "u", T0)
