@@ -171,6 +171,7 @@ def _prepare(engine: Engine, settings: Settings) -> tuple[pd.DataFrame, pd.DataF
             data_dir=settings.data_dir,
             interactions=earlier,
             recommender=name,
+            with_related=False,
             now=datetime.now(UTC),
             code_version=metadata.version("experiment-service"),
             actor=_ACTOR,

@@ -32,7 +32,7 @@ _MAX_PAUSE_SECONDS = 10.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """A scheduled job: what it runs and when (cron with seconds)."""
+    """A scheduled job: what it runs and when (cron, seconds in the sixth field)."""
 
     name: str
     cron: str
@@ -68,7 +68,7 @@ def make_partitions(engine: Engine, now: datetime) -> None:
 
 
 JOBS = (
-    Job(name="reallocate_due", cron="*/5 * * * * *", run=reallocate_due),
+    Job(name="reallocate_due", cron="* * * * * */5", run=reallocate_due),
     Job(name="make_partitions", cron="17 3 * * *", run=make_partitions),
 )
 

@@ -176,7 +176,7 @@ def _fresh_plans(connection: Connection) -> Iterator[None]:
     """
     driver = _driver(connection)
     threshold = driver.prepare_threshold
-    pass
+    driver.prepare_threshold = None
     try:
         # Compiling these statements takes longer than running them.
         connection.execute(text("SET LOCAL jit = off"))

@@ -812,6 +812,10 @@ def test_look_ups_never_read_whole_partitions(engine, ab, make):
 
     with transaction(engine) as connection:
         store_few(connection)
+    with transaction(engine) as connection:
+        connection.execute(text("ANALYZE exposure, interaction"))
+    with transaction(engine) as connection:
+        store_few(connection)
     shown = [make.exposure(ab, unit_id=f"u{i}") for i in range(20_000)]
     done = [make.interaction(each, unit_id=each.unit_id) for each in shown[:5000]]
     done += [make.interaction(unit_id=each.unit_id) for each in shown[5000:10_000]]

@@ -137,6 +137,7 @@ def test_all_facts_are_stored(run):
     assert version.parameters == {
         "depth": DEPTH,
         "exclude_seen": False,
+        "with_related": True,
         "seed": 7,
         "test_since": since,
     }
