@@ -9,6 +9,7 @@ import contextlib
 import logging
 import signal
 import socket
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
@@ -60,6 +61,10 @@ SERVER_OPTIONS: dict[str, Any] = {
     # Requests under way get these seconds to end before a stop.
     "timeout_graceful_shutdown": 10,
 }
+
+# The writer's thread computes for milliseconds on end. By Python's default the loop would
+# wait 5 ms each time it wants to go on; this costs little and keeps p99 near p50.
+_SWITCH_SECONDS = 0.0005
 
 
 class ExperimentApi(FastAPI):
@@ -113,6 +118,7 @@ class ExperimentApi(FastAPI):
     @asynccontextmanager
     async def _run(self, _: FastAPI) -> AsyncIterator[None]:
         loop = asyncio.get_running_loop()
+        sys.setswitchinterval(_SWITCH_SECONDS)
         services = open_services(self._settings)
         try:
             # In a thread: opening waits for a database, closing for the journal.

@@ -320,6 +320,12 @@ class Declaration:
         if self.policy is None:
             return
         ruled = len(self.variants) - (1 if self.policy.control_share > 0 else 0)
+        if 0 < self.policy.control_share < self.policy.floor:
+            raise _refuse(
+                "policy.control_share",
+                f"is {self.policy.control_share:g}, below the floor "
+                f"{self.policy.floor:g}; no variant may have less than the floor",
+            )
         reserved = self.policy.control_share + ruled * self.policy.floor
         if reserved > 1:
             raise _refuse(

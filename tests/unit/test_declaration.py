@@ -120,6 +120,11 @@ def variants(*weights, **changes):
             "more than 1",
         ),
         (
+            {**BANDIT, "policy": {"name": "t", "floor": 0.1, "control_share": 0.05}},
+            "policy.control_share",
+            "below the floor 0.1",
+        ),
+        (
             {**BANDIT, "policy": {"name": "thompson", "interval": "1s"}},
             "policy.interval",
             "5 s to 30 days",
