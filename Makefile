@@ -33,9 +33,14 @@ setup: $(INSTALLED) ## install what everything else needs into .venv
 demo: $(INSTALLED) ## run everything on real retail data, with shoppers; Ctrl-C stops it
 	@$(BIN)/experiment-service demo
 
-test: $(INSTALLED) browser postgres ## run all tests but the slow ones, on both PostgreSQL servers
-	$(BIN)/python -m pytest
-	$(BIN)/python -m pytest tests/integration --server debian
+# Tests that start processes and watch the clock run alone; the others on all cores.
+PROCESSES := tests/integration/serving tests/acceptance
+ALONE := $(addprefix --ignore=,$(PROCESSES))
+
+test: $(INSTALLED) browser postgres ## run all tests but the slow ones, on two PostgreSQL servers
+	$(BIN)/python -m pytest -n auto $(ALONE)
+	$(BIN)/python -m pytest $(PROCESSES)
+	$(BIN)/python -m pytest -n auto $(ALONE) tests/integration --server debian
 
 check: $(INSTALLED) lint types imports test ## all that CI runs: format, lint, types, imports, tests
 

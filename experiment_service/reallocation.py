@@ -114,7 +114,7 @@ def reallocate(
         statistics=statistics,
         reason=reason,
     )
-    storage.insert_reallocation(connection, experiment.id, look)
+    look = storage.insert_reallocation(connection, experiment.id, look)
     log.info(
         "reallocated experiment=%s cutoff=%s epoch=%d moved=%s weights=%s",
         key,

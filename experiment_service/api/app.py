@@ -262,6 +262,8 @@ def _run_server(settings: Settings, listener: socket.socket, workers: int) -> No
             partial(_create_worker_app, settings, logging.getLogger().level),
             factory=True,
             workers=workers,
+            # A worker that still imports, on a busy machine, must not be taken for hung.
+            timeout_worker_healthcheck=30,
             **SERVER_OPTIONS,
         )
         Multiprocess(config, sockets=[listener]).run()

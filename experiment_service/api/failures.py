@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import re
+import reprlib
 import sqlite3
 from collections.abc import Sequence
 from http import HTTPStatus
@@ -36,6 +37,11 @@ _STATUS: dict[type[ExperimentServiceError], tuple[HTTPStatus, str]] = {
 
 _MAX_PROBLEMS = 20
 _MAX_SHOWN = 60
+
+# Plain `repr` fails on lists nested by the hundreds.
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel = 3
+_SHORT.maxstring = _SHORT.maxother = 2 * _MAX_SHOWN
 
 # The first words of pydantic's messages: "String should have at most 128 characters".
 _SUBJECT = re.compile(r"^(?:Input|String|List|Dictionary|Value) should ")
@@ -171,7 +177,7 @@ def _sentence(path: str, error: Any) -> str:  # noqa: ANN401 - a pydantic error
             return str(error["msg"])
         case "string_pattern_mismatch":
             return f"{path} holds a control character; none is allowed"
-    shown = repr(error["input"])
+    shown = _SHORT.repr(error["input"])
     if len(shown) > _MAX_SHOWN:
         shown = shown[: _MAX_SHOWN - 3] + "..."
     rule = str(error["msg"])

@@ -5,7 +5,7 @@ Functions take a connection and return domain values; nobody here commits or dec
 
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -284,10 +284,11 @@ def list_epochs(
 
 def insert_reallocation(
     connection: Connection, experiment_id: int, reallocation: Reallocation
-) -> None:
-    """Record a scheduled look; its cutoff is unique in the experiment."""
-    connection.execute(
-        insert(schema.reallocation).values(
+) -> Reallocation:
+    """Record a scheduled look, unique by its cutoff; return it as stored."""
+    recorded_at = connection.scalar(
+        insert(schema.reallocation)
+        .values(
             experiment_id=experiment_id,
             cutoff=reallocation.cutoff,
             epoch=reallocation.epoch,
@@ -295,7 +296,9 @@ def insert_reallocation(
             statistics=reallocation.statistics,
             reason=reallocation.reason,
         )
+        .returning(schema.reallocation.c.recorded_at)
     )
+    return replace(reallocation, recorded_at=recorded_at)
 
 
 def list_reallocations(

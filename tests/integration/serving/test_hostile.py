@@ -181,6 +181,18 @@ HOSTILE = {
     "declaration no JSON": ("POST", EXPERIMENTS, "{", 400),
     "declaration nothing": ("POST", EXPERIMENTS, "", 422),
     "declaration deep": ("POST", EXPERIMENTS, "[" * 100_000, 400),
+    "declaration nested": (
+        "POST",
+        EXPERIMENTS,
+        declared(description=json.loads("[" * 900 + "]" * 900)),
+        422,
+    ),
+    "declaration nested variants": (
+        "POST",
+        EXPERIMENTS,
+        declared(variants=json.loads("[" * 900 + "]" * 900)),
+        422,
+    ),
     "declaration surrogate": ("POST", EXPERIMENTS, declared(description="\ud800"), 422),
     "declaration NUL": ("POST", EXPERIMENTS, declared(description="\x00"), 422),
     "declaration NUL setting": (
@@ -252,6 +264,7 @@ HOSTILE = {
     ),
     "placement bad key": ("PUT", "/v1/placements/A%20b", '{"recommender":"als"}', 422),
     "NUL in path": ("GET", f"{EXPERIMENTS}/a%00b", None, 422),
+    "slash in path": ("GET", f"{EXPERIMENTS}/a%2fb", None, 404),
     "bad UTF-8 in path": ("GET", f"{EXPERIMENTS}/%ff%fe", None, 404),
     "long path": ("GET", f"{EXPERIMENTS}/{'x' * 5000}", None, 422),
     "explain no unit": ("GET", f"{EXPERIMENTS}/none/explain", None, 422),

@@ -2,12 +2,14 @@
 
 import signal
 import threading
+import time
 from contextlib import ExitStack
 
 import httpx
 import pytest
 from sqlalchemy import text
 
+from experiment_service.errors import Unavailable
 from experiment_service.storage import database
 from tests.integration.serving.conftest import (
     UNITS,
@@ -35,7 +37,15 @@ class RestartablePostgres:
         self.stack = ExitStack()
 
     def start(self):
-        self.url = self.stack.enter_context(own_postgres(self.home))
+        # On a busy machine the stopped server may still be letting go of its files.
+        for attempts_left in (2, 1, 0):
+            try:
+                self.url = self.stack.enter_context(own_postgres(self.home))
+                break
+            except Unavailable:
+                if not attempts_left:
+                    raise
+                time.sleep(1)
         self.engine = database.create_engine(self.url, name="test")
         self.stack.callback(self.engine.dispose)
 
