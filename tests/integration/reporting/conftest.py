@@ -7,7 +7,6 @@ from uuid import UUID, uuid4
 
 import numpy as np
 import pytest
-from policies.probability_best import probability_best
 from sqlalchemy import create_engine as plain_engine
 from sqlalchemy import text
 from sqlalchemy.engine import make_url
@@ -19,6 +18,7 @@ from experiment_service.domain.experiment import Epoch, ExperimentState
 from experiment_service.storage import experiments as storage
 from experiment_service.storage.database import create_engine, transaction
 from experiment_service.storage.events import store_events
+from policies.probability_best import probability_best
 
 RATES = {"popular": 0.10, "item-knn": 0.12, "als": 0.15}
 HEALTHY = "home-carousel"

@@ -1,0 +1,151 @@
+"""The command line: what it prints, and one sentence for what it refuses."""
+
+import json
+
+import pytest
+
+from experiment_service.cli import main
+from experiment_service.storage import models
+from experiment_service.storage.database import transaction
+from tests.integration.test_reallocation import START
+
+HOME = """
+key: home
+kind: ab
+placement: home
+variants:
+  - {key: control, recommender: popularity, control: true, weight: 0.5}
+  - {key: other, recommender: popularity, weight: 0.5}
+"""
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, tmp_path, database_url):
+    monkeypatch.setenv("DATABASE_URL", database_url)
+    monkeypatch.setenv("EXPERIMENT_SERVICE_DATA_DIR", str(tmp_path / "data"))
+
+    def run(*arguments):
+        status = main([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return run
+
+
+@pytest.fixture
+def live_model(engine):
+    with transaction(engine) as connection:
+        version = models.insert_version(
+            connection,
+            name="popularity",
+            recommender="popularity",
+            parameters={},
+            metrics={},
+            checklist=[],
+            data_from=START,
+            data_to=START,
+            data_digest="0",
+            code_version="test",
+            artifact="models/popularity/1",
+            sha256="0",
+            now=START,
+        )
+        models.set_live(
+            connection, version.id, decided_by="test", reason="test", now=START
+        )
+
+
+@pytest.fixture
+def home(run, live_model, tmp_path):  # noqa: ARG001 - a live model must be there
+    file = tmp_path / "home.yaml"
+    file.write_text(HOME)
+    assert run("create", file, "--start")[:2] == (0, "home: running\n")
+
+
+def refused(answer, words):
+    status, out, err = answer
+    sentences = [line for line in err.splitlines() if "experiment-service:" in line]
+    return (
+        status == 2
+        and out == ""
+        and len(sentences) == 1
+        and words in sentences[0]
+        and "Traceback" not in err
+    )
+
+
+@pytest.mark.usefixtures("home")
+def test_the_life_of_an_experiment(run):
+    assert "home  ab    running  home       control, other" in run("list")[1]
+    status, out, _ = run("set-weights", "home", "control=0.2", "other=0.8")
+    assert (status, out) == (0, "home: epoch 1 with {'control': 0.2, 'other': 0.8}\n")
+    assert run("set-overrides", "home", "tester=other")[1] == "home: 1 overrides\n"
+    explained = run("explain", "home", "tester")[1]
+    assert "variant     other" in explained
+    assert "decided by  override" in explained
+    shown = json.loads(run("show", "home")[1])
+    assert [each["action"] for each in shown["history"]] == [
+        "create",
+        "start",
+        "set_weights",
+        "set_overrides",
+    ]
+    assert "Visitor interaction rate" in run("report", "home")[1]
+    assert json.loads(run("report", "home", "--json")[1])["facts"]["key"] == "home"
+    assert run("rebuild-outcomes", "home")[0] == 0
+    assert run("set-placement", "cart", "popularity")[0] == 0
+    assert "popularity/1  live" in run("models")[1]
+    assert run("stop", "home", "--reason", "done")[1] == "home: stopped\n"
+    assert refused(run("start", "home"), "is stopped; only a draft can be started")
+
+
+@pytest.mark.usefixtures("home")
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["show", "nobody"], "experiments: home"),
+        (["set-weights", "home", "control=0.5", "other=0.6"], "sum to 1.1"),
+        (["set-weights", "home", "control=half"], "must be a number"),
+        (["set-weights", "home", "control"], "write NAME=VALUE"),
+        (["set-overrides", "home", "tester=nobody"], "variants are control, other"),
+        (["reallocate", "home"], "only a running bandit"),
+        (["set-placement", "cart", "magic"], "live models: popularity"),
+        (["rollback", "popularity"], "popularity"),
+        (["create", "absent.yaml"], "absent.yaml can't be read"),
+        (["explain", "home", ""], "unit_id has 0 characters"),
+        (["train", "magic", "--interactions", "absent.csv"], "absent.csv"),
+    ],
+)
+def test_refusals_are_one_sentence(run, arguments, words):
+    assert refused(run(*arguments), words)
+
+
+@pytest.mark.parametrize(
+    ("written", "words"),
+    [
+        ("key: [", "neither YAML nor JSON"),
+        ("- a\n- b", "must be a mapping"),
+        (HOME.replace("0.5}", "0.6}"), "sum to 1.2"),
+        (HOME.replace("popularity", "magic"), "known recommenders"),
+    ],
+)
+def test_a_bad_declaration_stores_nothing(run, tmp_path, written, words):
+    file = tmp_path / "bad.yaml"
+    file.write_text(written)
+    assert refused(run("create", file), words)
+    assert "no experiments yet" in run("list")[1]
+
+
+def test_settings_are_checked_together(run, monkeypatch):
+    monkeypatch.setenv("EXPERIMENT_SERVICE_PORT", "http")
+    monkeypatch.setenv("EXPERIMENT_SERVICE_COLOUR", "blue")
+    answer = run("list")
+    assert refused(answer, "EXPERIMENT_SERVICE_PORT is 'http'")
+    assert "EXPERIMENT_SERVICE_COLOUR is not a setting" in answer[2]
+
+
+def test_a_database_that_is_down_is_told_in_a_sentence(run, monkeypatch):
+    monkeypatch.setenv("DATABASE_URL", "postgresql://nobody@127.0.0.1:1/none")
+    assert refused(run("list"), "the database does not answer")
+    monkeypatch.setenv("DATABASE_URL", "mysql://nobody@127.0.0.1/none")
+    assert refused(run("list"), "only postgresql is supported")
