@@ -168,7 +168,7 @@ class Server:
     def get(self, path, **options):
         return self.client.get(path, **options)
 
-    def wait_for(self, condition, seconds=10):
+    def wait_for(self, condition, seconds=40):
         """Wait until `condition()` is true; return the seconds it took."""
         started = time.monotonic()
         while not condition():
@@ -179,7 +179,7 @@ class Server:
     def stop(self, number=signal.SIGTERM):
         if self.process.poll() is None:
             self.process.send_signal(number)
-        self.process.wait(30)
+        self.process.wait(60)
         self.client.close()
 
 
@@ -226,7 +226,7 @@ def launch(directory, data_dir, url, *, workers=1, wait=True, **more):
         )
     server = Server(process, f"http://127.0.0.1:{port}", log)
     if wait:
-        server.wait_for(lambda: is_live(server), seconds=30)
+        server.wait_for(lambda: is_live(server), seconds=60)
     return server
 
 

@@ -61,10 +61,10 @@ def test_workers_share_a_port_and_are_replaced(shop, start_server, database_url)
         return found
 
     port = int(server.address.rsplit(":", 1)[1])
-    server.wait_for(lambda: len(processes(2)) == 2, seconds=30)
+    server.wait_for(lambda: len(processes(2)) == 2, seconds=60)
     victim = server.get("/v1/status").json()["process"]
     os.kill(victim, signal.SIGKILL)
-    server.wait_for(lambda: len(processes(2) - {victim}) == 2, seconds=30)
+    server.wait_for(lambda: len(processes(2) - {victim}) == 2, seconds=60)
     for unit in UNITS[:20]:
         assert server.post(
             "/v1/recommendations", {"unit_id": unit, "placement": "home"}
