@@ -89,7 +89,8 @@ def reallocate(
         When the experiment does not run or is not a bandit.
     """
     lock_for_transaction(connection, f"reallocate:{key}")
-    experiment = storage.get_experiment(connection, key)
+    # Locked, or a stop could slip in between the check and the new epoch.
+    experiment = storage.get_experiment(connection, key, for_update=True)
     policy = experiment.declaration.policy
     if experiment.state is not ExperimentState.RUNNING or policy is None:
         raise InvalidState(

@@ -15,7 +15,6 @@ from datetime import UTC, datetime
 import procrastinate
 from sqlalchemy import Engine
 
-from experiment_service.errors import ExperimentServiceError
 from experiment_service.reallocation import due_experiments, reallocate
 from experiment_service.storage.database import (
     check_migrated,
@@ -44,17 +43,17 @@ def reallocate_due(engine: Engine, now: datetime) -> None:
 
     Raises
     ------
-    ExperimentServiceError
+    Exception
         The last failure, after all others were tried; the job is then retried.
     """
-    failure: ExperimentServiceError | None = None
+    failure: Exception | None = None
     with transaction(engine) as connection:
         due = due_experiments(connection, now=now)
     for key, cutoff in due.items():
         try:
             with transaction(engine) as connection:
                 reallocate(connection, key, cutoff=cutoff, now=now)
-        except ExperimentServiceError as error:
+        except Exception as error:  # one bandit must not hold up the others
             log.exception("reallocation failed experiment=%s", key)
             failure = error
     if failure is not None:

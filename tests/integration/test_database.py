@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import alembic.command
+import psutil
 import pytest
 from sqlalchemy import inspect, text
 
@@ -146,7 +147,9 @@ def test_a_killed_user_and_a_killed_server_do_not_block_the_next_start(directory
     killed.leave(signal.SIGKILL)
     after = Holder(directory)
     assert tables(after.url) == set()
-    os.kill(postmaster(directory), signal.SIGKILL)
+    server = psutil.Process(postmaster(directory))
+    server.kill()
+    server.wait(60)
     after.leave(signal.SIGKILL)
     recovered = Holder(directory)
     assert tables(recovered.url) == set()
