@@ -419,26 +419,27 @@ while True:
 def test_i3_kills_at_any_time_lose_and_double_nothing(
     engine, directory, experiment_id, database_url
 ):
-    acknowledged = []
-    for life in range(3):
+    acknowledged = set()
+    for life, target in enumerate((1, 700, 1500)):
         arguments = map(str, (directory, database_url, life, experiment_id))
         with subprocess.Popen(
             [sys.executable, "-c", SERVER, *arguments],
             stdout=subprocess.PIPE,
             env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            text=True,
         ) as child:
-            first = child.stdout.readline()
-            killer = threading.Timer(0.2 + 0.35 * life, child.kill)
-            killer.start()
-            lines = [first, *child.stdout]
-        acknowledged += [line for line in lines if line.endswith(b"\n")]
+            for number, line in enumerate(child.stdout, 1):
+                if line.endswith("\n"):
+                    acknowledged.add(line.strip())
+                if number == target:
+                    child.kill()
+        assert child.returncode == -signal.SIGKILL
     with (
         closing(Journal.open(directory, max_bytes=LARGE)) as journal,
         running(journal, engine),
     ):
         wait_for(lambda: journal.depth == 0, seconds=60)
-    acknowledged = {line.decode().strip() for line in acknowledged}
-    assert len(acknowledged) > 500
+    assert len(acknowledged) > 2000
     with transaction(engine) as connection:
         stored = connection.scalars(text("SELECT id::text FROM exposure")).all()
         clicks = connection.scalar(text("SELECT count(*) FROM interaction"))
