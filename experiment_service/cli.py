@@ -47,6 +47,7 @@ from experiment_service.storage.database import (
 )
 from experiment_service.storage.events import rebuild_outcomes
 from experiment_service.storage.models import ModelStatus, list_versions
+from experiment_service.termination import termination_as_exit
 from experiment_service.worker import run_worker
 
 Command = Callable[[Settings, argparse.Namespace], None]
@@ -239,7 +240,10 @@ def _serve(settings: Settings, parsed: argparse.Namespace) -> None:
 
 
 def _worker(settings: Settings, _: argparse.Namespace) -> None:
-    with running_database(settings.database_url, settings.data_dir) as url:
+    with (
+        termination_as_exit(),
+        running_database(settings.database_url, settings.data_dir) as url,
+    ):
         run_worker(url)
 
 

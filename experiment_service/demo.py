@@ -39,6 +39,7 @@ from experiment_service.storage.database import (
     running_database,
     transaction,
 )
+from experiment_service.termination import termination_as_exit
 from recommenders.complete_journey import load_catalogue, load_interactions
 from recommenders.tables import split_at
 
@@ -113,7 +114,7 @@ def run(
     )
     logging.getLogger("experiment_service").setLevel(logging.WARNING)
     settings.data_dir.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as stack:
+    with termination_as_exit(), ExitStack() as stack:
         _say("starting PostgreSQL")
         url = stack.enter_context(
             running_database(settings.database_url, settings.data_dir)

