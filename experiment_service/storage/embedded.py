@@ -66,13 +66,13 @@ def _clear_what_a_crash_left(directory: Path) -> None:
     """Remove the wheel's list of users, maybe half written, and a stale pid file.
 
     After a restart of a machine or container another program may have the pid that the
-    file names, and would be taken for the server.
+    file names, and a killed server may stay a zombie; both would be taken for a server.
     """
     (directory / ".handle_pids.json").unlink(missing_ok=True)
     file = directory / "postmaster.pid"
     try:
-        pid = int(file.read_text().split()[0])
-        stale = psutil.Process(pid).name() != "postgres"
+        named = psutil.Process(int(file.read_text().split()[0]))
+        stale = named.name() != "postgres" or named.status() == psutil.STATUS_ZOMBIE
     except FileNotFoundError:
         return
     except (ValueError, IndexError, psutil.NoSuchProcess):

@@ -5,9 +5,7 @@ import json
 import pytest
 
 from experiment_service.cli import main
-from experiment_service.storage import models
-from experiment_service.storage.database import transaction
-from tests.integration.test_reallocation import START
+from tests.integration.test_reallocation import make_live
 
 HOME = """
 key: home
@@ -34,25 +32,7 @@ def run(monkeypatch, capsys, tmp_path, database_url):
 
 @pytest.fixture
 def live_model(engine):
-    with transaction(engine) as connection:
-        version = models.insert_version(
-            connection,
-            name="popularity",
-            recommender="popularity",
-            parameters={},
-            metrics={},
-            checklist=[],
-            data_from=START,
-            data_to=START,
-            data_digest="0",
-            code_version="test",
-            artifact="models/popularity/1",
-            sha256="0",
-            now=START,
-        )
-        models.set_live(
-            connection, version.id, decided_by="test", reason="test", now=START
-        )
+    make_live(engine, "popularity")
 
 
 @pytest.fixture

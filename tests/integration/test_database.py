@@ -1,9 +1,11 @@
 """Migrations from empty to head and back, the embedded server, and refusals in words."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import alembic.command
@@ -140,6 +142,65 @@ def test_two_processes_share_the_embedded_server_and_the_last_one_stops_it(direc
     assert tables(second.url) == set()
     second.leave()
     assert postmaster(directory) is None
+
+
+def test_rows_survive_the_end_of_the_server(directory):
+    with database.running_database(None, directory) as url:
+        database.migrate(url)
+        engine = database.create_engine(url)
+        with database.transaction(engine) as connection:
+            connection.execute(text("INSERT INTO layer VALUES ('kept', 'salt')"))
+        engine.dispose()
+    assert postmaster(directory) is None
+    with database.running_database(None, directory) as url:
+        engine = database.create_engine(url)
+        with database.transaction(engine) as connection:
+            rows = connection.execute(text("SELECT key FROM layer")).scalars().all()
+        engine.dispose()
+    assert rows == ["kept"]
+
+
+@pytest.fixture
+def zombie(tmp_path):
+    """A server's process that has ended, and nobody has asked how."""
+    program = tmp_path / "postgres"
+    shutil.copy(shutil.which("true"), program)
+    process = subprocess.Popen([program])
+    while psutil.Process(process.pid).status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.01)
+    yield process.pid
+    process.wait()
+
+
+@pytest.mark.parametrize("named", ["another program", "a zombie"])
+def test_a_stale_pid_file_is_not_taken_for_the_server(directory, named, zombie):
+    Holder(directory).leave()
+    pid = zombie if named == "a zombie" else os.getpid()
+    other = [pid, directory / "postgres", 0, 5432, directory, "", "1 1"]
+    (directory / "postgres" / "postmaster.pid").write_text(
+        "\n".join(map(str, [*other, "ready"])) + "\n"
+    )
+    (directory / "postgres" / ".handle_pids.json").write_text("[1, 2")
+    after = Holder(directory)
+    assert tables(after.url) == set()
+    after.leave()
+    assert postmaster(directory) is None
+
+
+def test_a_server_that_went_away_is_told_in_a_sentence(directory):
+    with database.running_database(None, directory) as url:
+        engine = database.create_engine(url)
+        with database.transaction(engine) as connection:
+            connection.execute(text("SELECT 1"))
+        server = psutil.Process(postmaster(directory))
+        server.kill()
+        server.wait(60)
+        with (
+            pytest.raises(Unavailable, match="the database does not answer"),
+            database.transaction(engine) as connection,
+        ):
+            connection.execute(text("SELECT 1"))
+        engine.dispose()
 
 
 def test_a_killed_user_and_a_killed_server_do_not_block_the_next_start(directory):

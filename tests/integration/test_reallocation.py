@@ -1,5 +1,6 @@
 """Reallocation on stored rewards: exact weights, idempotence, immutable history (I6)."""
 
+import hashlib
 import threading
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
@@ -32,7 +33,7 @@ CUTOFF = START + timedelta(hours=1)
 COUNTS = {"control": (400, 40), "knn": (300, 45), "als": (350, 28)}
 
 
-def declare(**policy):
+def declare(reward_metric, **policy):
     return parse_declaration(
         {
             "key": "offers",
@@ -44,6 +45,7 @@ def declare(**policy):
                 {"key": "als", "recommender": "popularity"},
             ],
             "attribution_window": "10m",
+            "reward_metric": reward_metric,
             "policy": {
                 "name": "thompson",
                 "interval": "1h",
@@ -54,12 +56,13 @@ def declare(**policy):
     )
 
 
-def start_bandit(engine, **policy):
+def make_live(engine, name):
+    """Register a version of a model and let it serve."""
     with transaction(engine) as connection:
         version = models.insert_version(
             connection,
-            name="popularity",
-            recommender="popularity",
+            name=name,
+            recommender=name,
             parameters={},
             metrics={},
             checklist=[],
@@ -67,18 +70,26 @@ def start_bandit(engine, **policy):
             data_to=START,
             data_digest="0",
             code_version="test",
-            artifact="models/popularity/1",
+            artifact=f"models/{name}/1",
             sha256="0",
             now=START,
         )
         models.set_live(
             connection, version.id, decided_by="test", reason="test", now=START
         )
-        experimentation.create(connection, declare(**policy), actor="test", now=START)
+
+
+def start_bandit(engine, *, reward_metric="visitor_interaction_rate", **policy):
+    make_live(engine, "popularity")
+    with transaction(engine) as connection:
+        declaration = declare(reward_metric, **policy)
+        experimentation.create(connection, declaration, actor="test", now=START)
         return experimentation.start(connection, "offers", actor="test", now=START)
 
 
-def store_rewards(engine, experiment, counts, *, at=START, epoch=0, prefix="u"):
+def store_rewards(
+    engine, experiment, counts, *, at=START, epoch=0, prefix="u", kind="click"
+):
     with transaction(engine) as connection:
         weights = storage.list_epochs(connection, experiment.id)[epoch].weights
         exposures, interactions = [], []
@@ -102,10 +113,10 @@ def store_rewards(engine, experiment, counts, *, at=START, epoch=0, prefix="u"):
                 if i < rewarded:
                     interactions.append(
                         Interaction(
-                            id=event_uuid(f"{exposure.id}:click"),
+                            id=event_uuid(f"{exposure.id}:{kind}"),
                             exposure_id=exposure.id,
                             unit_id=exposure.unit_id,
-                            kind="click",
+                            kind=kind,
                             item_id="a",
                             position=1,
                             value=None,
@@ -176,6 +187,41 @@ def test_the_row_alone_gives_the_weights_again(engine):
     assert compute_weights(stored) == pytest.approx(dict(stored.weights), abs=1e-12)
     with pytest.raises(ValueError, match="epoch 0 was not computed"):
         compute_weights(epochs(engine, experiment)[0])
+
+
+def test_of_a_metric_that_should_be_low_the_lowest_is_best(engine):
+    experiment = start_bandit(engine, reward_metric="dismiss_rate", floor=0.0)
+    store_rewards(engine, experiment, COUNTS, kind="dismiss")
+    look(engine)
+    stored = epochs(engine, experiment)[1]
+    # 1 - Beta(a, b) is Beta(b, a): the lowest rate of rewards is the highest of none.
+    turned = {v: (n, n - rewarded) for v, (n, rewarded) in COUNTS.items()}
+    for variant, chance in probability_best(turned).items():
+        assert stored.weights[variant] == pytest.approx(chance, abs=1e-9)
+    assert max(stored.weights, key=stored.weights.get) == "als"
+
+
+@pytest.mark.parametrize("rewarded", [0, 1])
+def test_weights_keep_their_rules_on_extreme_rewards(engine, rewarded):
+    experiment = start_bandit(engine, floor=0.02, control_share=0.1)
+    counts = {"control": (200, 100), "knn": (2000, 2000 * rewarded), "als": (200, 100)}
+    store_rewards(engine, experiment, counts)
+    look(engine)
+    weights = epochs(engine, experiment)[1].weights
+    assert sum(weights.values()) == pytest.approx(1, abs=1e-9)
+    assert weights["control"] == 0.1
+    best, worst = ("knn", "als") if rewarded else ("als", "knn")
+    assert weights[worst] == pytest.approx(0.02, abs=1e-12)
+    assert weights[best] == pytest.approx(0.88, abs=1e-12)
+
+
+def test_the_seed_of_an_epoch_is_the_hash_of_salt_and_number(engine):
+    experiment = start_bandit(engine)
+    store_rewards(engine, experiment, COUNTS)
+    look(engine)
+    text_hashed = f"{experiment.variant_salt}:1".encode()
+    expected = int(hashlib.sha256(text_hashed).hexdigest()[:16], 16) // 2
+    assert epochs(engine, experiment)[1].seed == expected
 
 
 def test_a_unit_counts_once_its_window_has_closed(engine):

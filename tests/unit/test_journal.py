@@ -331,17 +331,17 @@ from experiment_service.journal import Journal
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 journal = Journal.open(Path(sys.argv[1]), max_bytes=1 << 30)
-journal.append([b"before"]).result(10)
+journal.append([b"before"]).result(50)
 _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
 failed = [journal.append([bytes(1 << 21)]) for _ in range(5)]
 for future in failed:
-    error = future.exception(10)
+    error = future.exception(50)
     assert isinstance(error, Unavailable), error
     assert "journal-0.sqlite3 can't be used" in error.message, error.message
 assert journal.depth == 1 and journal.pending_bytes == 6
 resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
-journal.append([bytes(1 << 21), b"after"]).result(10)
+journal.append([bytes(1 << 21), b"after"]).result(50)
 assert [len(payload) for _, payload in journal.read(10)] == [6, 1 << 21, 5]
 journal.delete([sequence for sequence, _ in journal.read(10)])
 assert journal.depth == 0 and journal.pending_bytes == 0
@@ -432,7 +432,7 @@ from pathlib import Path
 from experiment_service.journal import Journal
 
 journal = Journal.open(Path(sys.argv[1]), max_bytes=1 << 30)
-journal.append([b"a"]).result(10)
+journal.append([b"a"]).result(50)
 print("ready", flush=True)
 time.sleep(60)
 """

@@ -1,0 +1,80 @@
+"""Settings: each read from its variable, every problem told at once."""
+
+from pathlib import Path
+
+import pytest
+
+from experiment_service.config import Settings, variables
+from experiment_service.errors import InvalidRequest
+
+ALL = {
+    "DATABASE_URL": "postgresql://host/shop",
+    "EXPERIMENT_SERVICE_DATA_DIR": "/data",
+    "EXPERIMENT_SERVICE_HOST": "0.0.0.0",
+    "EXPERIMENT_SERVICE_PORT": "9000",
+    "EXPERIMENT_SERVICE_DASHBOARD_PORT": "9001",
+    "EXPERIMENT_SERVICE_JOURNAL_MAX_BYTES": "2097152",
+    "EXPERIMENT_SERVICE_SNAPSHOT_POLL_SECONDS": "0.5",
+}
+
+
+def test_each_setting_is_read_from_its_variable():
+    assert set(ALL) == set(variables().values())
+    assert Settings.from_environment(ALL) == Settings(
+        database_url="postgresql://host/shop",
+        data_dir=Path("/data"),
+        host="0.0.0.0",
+        port=9000,
+        dashboard_port=9001,
+        journal_max_bytes=2_097_152,
+        snapshot_poll_seconds=0.5,
+    )
+
+
+def test_what_is_not_set_or_empty_has_its_default():
+    assert Settings.from_environment({}) == Settings()
+    assert Settings.from_environment(dict.fromkeys(ALL, "")) == Settings()
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "-1", "80.0", "http", "8_000", "²"])
+def test_a_port_is_a_port(port):
+    with pytest.raises(InvalidRequest) as refusal:
+        Settings.from_environment({"EXPERIMENT_SERVICE_PORT": port})
+    assert f"EXPERIMENT_SERVICE_PORT is {port!r}; it must be a whole number from 1" in (
+        refusal.value.message
+    )
+
+
+@pytest.mark.parametrize("seconds", ["0", "3601", "nan", "inf", "soon"])
+def test_a_poll_is_some_seconds(seconds):
+    variable = "EXPERIMENT_SERVICE_SNAPSHOT_POLL_SECONDS"
+    with pytest.raises(InvalidRequest, match=r"it must be seconds from 0\.1 to 3600"):
+        Settings.from_environment({variable: seconds})
+
+
+def test_all_problems_are_told_at_once_and_other_programs_are_left_alone():
+    environ = {
+        "EXPERIMENT_SERVICE_PORT": "99999",
+        "EXPERIMENT_SERVICE_JOURNAL_MAX_BYTES": "1",
+        "EXPERIMENT_SERVICE_PROT": "8000",
+        "EXPERIMENT_SERVICE_TEST_DATABASE_URL": "x",
+        "SOMETHING_ELSE": "y",
+    }
+    with pytest.raises(InvalidRequest) as refusal:
+        Settings.from_environment(environ)
+    message = refusal.value.message
+    assert message.count("; it must be") == 2
+    assert "EXPERIMENT_SERVICE_PROT is not a setting; the settings are " in message
+    assert "TEST_DATABASE_URL" not in message
+    assert "SOMETHING_ELSE" not in message
+
+
+def test_a_child_process_reads_the_same_settings(monkeypatch):
+    for variable, value in ALL.items():
+        monkeypatch.setenv(variable, value)
+    settings = Settings.from_environment()
+    child = settings.environment(database_url="postgresql://elsewhere/shop")
+    assert child["DATABASE_URL"] == "postgresql://elsewhere/shop"
+    assert {name: child[name] for name in ALL} == ALL | {
+        "DATABASE_URL": "postgresql://elsewhere/shop"
+    }
