@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from experiment_service.cli import _parser
+from experiment_service.cli import build_parser
 from experiment_service.config import variables
 from experiment_service.domain.event import EVENT_KINDS
 from experiment_service.domain.metric import METRICS
@@ -15,7 +15,7 @@ from recommenders import RECOMMENDERS
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
 TARGETS = re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE)
-COMMANDS = next(iter(_parser()._subparsers._group_actions)).choices
+COMMANDS = next(iter(build_parser()._subparsers._group_actions)).choices
 
 
 @pytest.mark.parametrize(

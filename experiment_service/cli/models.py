@@ -1,0 +1,119 @@
+"""Commands about models: train, list, roll back."""
+
+import argparse
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from experiment_service import training
+from experiment_service.cli.common import (
+    actor,
+    clock,
+    instant,
+    json_object,
+    open_engine,
+    print_table,
+)
+from experiment_service.config import Settings
+from experiment_service.errors import InvalidRequest, InvalidState
+from experiment_service.storage.database import transaction
+from experiment_service.storage.models import ModelStatus, list_versions
+
+
+def add_models(commands: Any) -> None:  # noqa: ANN401 - argparse names no type
+    """Add the commands about models."""
+    train = commands.add_parser("train", help="train, check and publish recommenders")
+    train.add_argument("recommender", nargs="+", help="popularity, item_knn, als")
+    source = train.add_mutually_exclusive_group(required=True)
+    source.add_argument("--interactions", type=Path, help="CSV or Parquet; see README")
+    source.add_argument(
+        "--complete-journey", action="store_true", help="the demo's retail data"
+    )
+    train.add_argument("--catalogue", type=Path, help="CSV or Parquet; see README")
+    train.add_argument("--cut", help="train on what lies before this day (ISO 8601)")
+    train.add_argument("--name", help="model name; the recommender's when left out")
+    train.add_argument("--parameters", default="{}", help="JSON object")
+    train.add_argument("--depth", type=int, default=50, help="items per list")
+    train.add_argument(
+        "--exclude-seen", action="store_true", help="leave out what a unit had before"
+    )
+    train.add_argument("--seed", type=int, default=0)
+    train.set_defaults(command=_train)
+    models = commands.add_parser("models", help="list model versions")
+    models.set_defaults(command=_models)
+    rollback = commands.add_parser("rollback", help="serve a former version again")
+    rollback.add_argument("name")
+    rollback.add_argument("--version", type=int, help="the one before when left out")
+    rollback.add_argument("--reason", default="rolled back by hand")
+    rollback.set_defaults(command=_rollback)
+
+
+def _train(settings: Settings, parsed: argparse.Namespace) -> None:
+    parameters = json_object("--parameters", parsed.parameters)
+    if parsed.name is not None and len(parsed.recommender) > 1:
+        raise InvalidRequest("--name is for one recommender; train them one by one")
+    interactions = training.load_interactions(
+        parsed.interactions,
+        catalogue=parsed.catalogue,
+        cut=None if parsed.cut is None else instant("--cut", parsed.cut),
+    )
+    rejected = []
+    with open_engine(settings) as engine:
+        for recommender in parsed.recommender:
+            version = training.train(
+                engine,
+                data_dir=settings.data_dir,
+                interactions=interactions,
+                recommender=recommender,
+                parameters=parameters,
+                name=parsed.name,
+                depth=parsed.depth,
+                exclude_seen=parsed.exclude_seen,
+                seed=parsed.seed,
+                now=clock(),
+                code_version=metadata.version("experiment-service"),
+                actor=actor(),
+                progress=lambda text: print(text, file=sys.stderr),
+            )
+            print(f"{version.label}: {version.status} ({version.reason})")
+            if version.status is ModelStatus.REJECTED:
+                rejected.append(version.label)
+    if rejected:
+        raise InvalidState(
+            f"{', '.join(rejected)} failed the checks; what served before still serves"
+        )
+
+
+def _models(settings: Settings, _: argparse.Namespace) -> None:
+    with open_engine(settings) as engine, transaction(engine) as connection:
+        versions = list_versions(connection)
+    if not versions:
+        print("no models yet; run `experiment-service train`")
+        return
+    rows = [
+        (
+            version.label,
+            version.status,
+            version.recommender,
+            f"{version.data_to:%Y-%m-%d}",
+            f"{version.created_at:%Y-%m-%d %H:%M}",
+            version.reason or "",
+        )
+        for version in versions
+    ]
+    print_table(("MODEL", "STATUS", "RECOMMENDER", "DATA TO", "TRAINED", "WHY"), rows)
+
+
+def _rollback(settings: Settings, parsed: argparse.Namespace) -> None:
+    with open_engine(settings) as engine, transaction(engine) as connection:
+        version = training.roll_back(
+            connection,
+            data_dir=settings.data_dir,
+            name=parsed.name,
+            version=parsed.version,
+            actor=actor(),
+            reason=parsed.reason,
+            now=clock(),
+        )
+    print(f"{version.label}: {version.status}")

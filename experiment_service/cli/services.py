@@ -1,0 +1,87 @@
+"""Commands that run the service, and care for its database."""
+
+import argparse
+from typing import Any
+
+from dashboard import server
+from experiment_service import demo
+from experiment_service.api.app import serve
+from experiment_service.cli.common import open_engine
+from experiment_service.config import Settings
+from experiment_service.errors import InvalidRequest
+from experiment_service.storage import experiments as storage
+from experiment_service.storage.database import migrate, running_database, transaction
+from experiment_service.storage.events import rebuild_outcomes
+from experiment_service.termination import termination_as_exit
+from experiment_service.worker import run_worker
+
+
+def add_services(commands: Any) -> None:  # noqa: ANN401 - argparse names no type
+    """Add the commands that run the service."""
+    demo = commands.add_parser("demo", help="run everything on real retail data")
+    demo.add_argument("--visits-per-second", type=float, default=30.0)
+    demo.add_argument(
+        "--seconds", type=float, help="stop by itself after so many seconds"
+    )
+    demo.set_defaults(command=_demo)
+    serve = commands.add_parser("serve", help="run the API")
+    serve.add_argument("--workers", type=int, default=1, help="number of processes")
+    serve.set_defaults(command=_serve)
+    worker = commands.add_parser("worker", help="run the scheduled jobs")
+    worker.set_defaults(command=_worker)
+    dashboard = commands.add_parser("dashboard", help="run the dashboard")
+    dashboard.set_defaults(command=_dashboard)
+    migrate = commands.add_parser("migrate", help="bring the schema up to date")
+    migrate.add_argument("--revision", default="head", help="a revision, -1 or base")
+    migrate.set_defaults(command=_migrate)
+    rebuild = commands.add_parser(
+        "rebuild-outcomes", help="recompute unit outcomes from raw events"
+    )
+    rebuild.add_argument("key", nargs="?", help="one experiment; all when left out")
+    rebuild.set_defaults(command=_rebuild_outcomes)
+
+
+def _demo(settings: Settings, parsed: argparse.Namespace) -> None:
+    if not 0.1 <= parsed.visits_per_second <= 1000:
+        raise InvalidRequest(
+            f"--visits-per-second is {parsed.visits_per_second}; it must lie in 0.1 to "
+            "1000"
+        )
+    demo.run(
+        settings,
+        visits_per_second=parsed.visits_per_second,
+        seconds=parsed.seconds,
+    )
+
+
+def _serve(settings: Settings, parsed: argparse.Namespace) -> None:
+    if not 1 <= parsed.workers <= 64:
+        raise InvalidRequest(f"--workers is {parsed.workers}; it must lie in 1 to 64")
+    serve(settings, workers=parsed.workers)
+
+
+def _worker(settings: Settings, _: argparse.Namespace) -> None:
+    with (
+        termination_as_exit(),
+        running_database(settings.database_url, settings.data_dir) as url,
+    ):
+        run_worker(url)
+
+
+def _dashboard(settings: Settings, _: argparse.Namespace) -> None:
+    server.run(settings)
+
+
+def _migrate(settings: Settings, parsed: argparse.Namespace) -> None:
+    with running_database(settings.database_url, settings.data_dir) as url:
+        migrate(url, parsed.revision)
+    print(f"schema is at {parsed.revision}")
+
+
+def _rebuild_outcomes(settings: Settings, parsed: argparse.Namespace) -> None:
+    with open_engine(settings) as engine, transaction(engine) as connection:
+        experiment_id = None
+        if parsed.key is not None:
+            experiment_id = storage.get_experiment(connection, parsed.key).id
+        rebuild_outcomes(connection, experiment_id)
+    print(f"outcomes of {parsed.key or 'all experiments'} recomputed from raw events")
