@@ -9,8 +9,14 @@ from inspect import signature
 
 from policies.allocation import allocate_with_floor
 from policies.base import ArmStatistics, Policy
+from policies.discounted_thompson import DiscountedThompson
+from policies.epsilon_greedy import EpsilonGreedy
 from policies.fixed import Fixed
+from policies.gaussian_thompson import GaussianThompson
+from policies.segmented_thompson import SegmentedThompson
 from policies.thompson import Thompson
+from policies.top_two_thompson import TopTwoThompson
+from policies.uniform import Uniform
 
 __all__ = [
     "POLICIES",
@@ -22,7 +28,13 @@ __all__ = [
 
 POLICIES: dict[str, type[Policy]] = {
     "fixed": Fixed,
+    "uniform": Uniform,
+    "epsilon_greedy": EpsilonGreedy,
     "thompson": Thompson,
+    "gaussian_thompson": GaussianThompson,
+    "top_two_thompson": TopTwoThompson,
+    "discounted_thompson": DiscountedThompson,
+    "segmented_thompson": SegmentedThompson,
 }
 
 

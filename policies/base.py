@@ -8,15 +8,23 @@ no experiment, no database, no clock.
 import math
 import reprlib
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+
+#: What a unit's reward is: 0 or 1, a number, or a sum over a base of the unit's own.
+RewardKind = Literal["proportion", "mean", "ratio"]
 
 #: How far a sum of weights may be from 1; rounding and quadrature stay far below it.
 SUM_TOLERANCE = 1e-9
+
+_SUMS = ("units", "reward_sum", "reward_sum_squares")
+_BASE_SUMS = ("base_sum", "base_sum_squares", "reward_base_sum")
+_NOT_NEGATIVE = ("units", "reward_sum_squares", "base_sum_squares")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -25,18 +33,24 @@ class ArmStatistics:
 
     Attributes
     ----------
-    units : float64 array, shape (K,), >= 0
-        Units whose reward is known.
-    reward_sum, reward_sum_squares : float64 array, shape (K,)
+    units : float64 array, shape (K,) or (S, K), >= 0
+        Units whose reward is known, per arm, or per segment and arm. Need not be
+        whole: units of a log may be weighted, and old ones discounted.
+    reward_sum, reward_sum_squares : float64 array, shape of units
         Sums of the rewards of those units, and of their squares.
+    base_sum, base_sum_squares, reward_base_sum : float64 array, shape of units, or None
+        Of a ratio (such as clicks per exposure) the sums of the units' denominators,
+        of their squares, and of rewards times denominators. None when the value of an
+        arm is its mean reward per unit.
     lower_is_better : bool
-        The best arm has the smallest mean reward.
+        The best arm has the smallest value.
 
     Raises
     ------
     ValueError
-        If the arrays are not one-dimensional and of one length >= 1, a value is not
-        finite, or units or a sum of squares are negative.
+        If the arrays are not of one shape (K,) or (S, K) with K >= 1, a value is not
+        finite, units or a sum of squares are negative, or only some of the three sums
+        of the base are given.
 
     Notes
     -----
@@ -46,22 +60,32 @@ class ArmStatistics:
     units: FloatArray
     reward_sum: FloatArray
     reward_sum_squares: FloatArray
+    base_sum: FloatArray | None = None
+    base_sum_squares: FloatArray | None = None
+    reward_base_sum: FloatArray | None = None
     lower_is_better: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("units", "reward_sum", "reward_sum_squares"):
+        given = [name for name in _BASE_SUMS if getattr(self, name) is not None]
+        if given and len(given) < len(_BASE_SUMS):
+            raise ValueError(
+                f"of the sums of the base only {', '.join(given)} is given; a ratio "
+                f"needs {', '.join(_BASE_SUMS)}"
+            )
+        for name in (*_SUMS, *given):
             values = np.array(getattr(self, name), dtype=np.float64)
             if (
-                values.ndim != 1
+                values.ndim not in (1, 2)
                 or values.size < 1
-                or values.size != np.size(self.units)
+                or values.shape != np.shape(self.units)
             ):
                 raise ValueError(
                     f"{name} has shape {values.shape} beside units of shape "
-                    f"{np.shape(self.units)}; both must be (K,) with K >= 1 arms"
+                    f"{np.shape(self.units)}; both must be (K,) or (S, K) with K >= 1 "
+                    "arms"
                 )
             check_all(name, values, np.isfinite(values), "it must be finite")
-            if name != "reward_sum":
+            if name in _NOT_NEGATIVE:
                 check_all(name, values, values >= 0, "it must be >= 0")
             values.flags.writeable = False
             object.__setattr__(self, name, values)
@@ -69,21 +93,43 @@ class ArmStatistics:
     @property
     def arms(self) -> int:
         """The number of arms, K."""
-        return self.units.size
+        return int(self.units.shape[-1])
+
+    @property
+    def segments(self) -> int | None:
+        """The number of segments, S; None when the arrays have shape (K,)."""
+        return int(self.units.shape[0]) if self.units.ndim == 2 else None
+
+    def pooled(self) -> "ArmStatistics":
+        """Return the statistics of all segments together, of shape (K,)."""
+        if self.segments is None:
+            return self
+        sums = {
+            name: getattr(self, name).sum(axis=0)
+            for name in (*_SUMS, *_BASE_SUMS)
+            if getattr(self, name) is not None
+        }
+        return ArmStatistics(**sums, lower_is_better=self.lower_is_better)
 
     def __add__(self, other: "ArmStatistics") -> "ArmStatistics":
-        if self.arms != other.arms or self.lower_is_better != other.lower_is_better:
-            raise ValueError(
-                f"statistics of {self.arms} arms with lower_is_better "
-                f"{self.lower_is_better} and of {other.arms} arms with "
-                f"{other.lower_is_better} do not add; both must be the same"
-            )
-        return ArmStatistics(
-            units=self.units + other.units,
-            reward_sum=self.reward_sum + other.reward_sum,
-            reward_sum_squares=self.reward_sum_squares + other.reward_sum_squares,
-            lower_is_better=self.lower_is_better,
+        same = (
+            self.units.shape == other.units.shape
+            and self.lower_is_better == other.lower_is_better
+            and (self.base_sum is None) == (other.base_sum is None)
         )
+        if not same:
+            raise ValueError(
+                f"statistics of shape {self.units.shape} with lower_is_better "
+                f"{self.lower_is_better} and of shape {other.units.shape} with "
+                f"{other.lower_is_better} do not add; both must be the same, and both "
+                "of a ratio or neither"
+            )
+        sums = {
+            name: getattr(self, name) + getattr(other, name)
+            for name in (*_SUMS, *_BASE_SUMS)
+            if getattr(self, name) is not None
+        }
+        return ArmStatistics(**sums, lower_is_better=self.lower_is_better)
 
 
 class Policy(Protocol):
@@ -91,7 +137,27 @@ class Policy(Protocol):
 
     Every parameter has a default and can be written as JSON, because an epoch keeps
     the parameters that its weights were computed with.
+
+    Attributes
+    ----------
+    reward_kinds : tuple of str
+        Kinds of reward that it can learn from.
+    segmented : bool
+        Whether it gives each segment weights of its own, from statistics of shape
+        (S, K). Others know shape (K,) only.
+    half_life : float or None
+        Seconds after which a unit's reward counts half. Who reads the rewards
+        multiplies each of a unit's sums by 0.5 ** (age at the cutoff / half_life); the
+        policy sees the products. None: a reward never ages.
     """
+
+    reward_kinds: ClassVar[tuple[RewardKind, ...]]
+    segmented: ClassVar[bool]
+
+    @property
+    def half_life(self) -> float | None:
+        """Seconds after which a unit's reward counts half; None: it never ages."""
+        ...
 
     def allocate(
         self, statistics: ArmStatistics, rng: np.random.Generator
@@ -107,8 +173,8 @@ class Policy(Protocol):
 
         Returns
         -------
-        float64 array, shape (K,)
-            Weights >= 0 that sum to 1 within 1e-9.
+        float64 array, shape of statistics.units
+            Weights >= 0 that sum to 1 within 1e-9 over the arms.
 
         Raises
         ------
@@ -118,19 +184,58 @@ class Policy(Protocol):
         ...
 
 
-def check_all(
-    name: str, values: FloatArray, passed: NDArray[np.bool_], rule: str
-) -> None:
+def check_all(name: str, values: FloatArray, passed: Mask, rule: str) -> None:
     """Refuse an array, by its first arm that breaks a rule.
 
     Raises
     ------
     ValueError
-        Names the array, the arm, its value and the rule.
+        Names the array, the arm (and segment), its value and the rule.
     """
-    if not passed.all():
-        arm = int(np.argmin(passed))
-        raise ValueError(f"{name} of arm {arm} is {values[arm]}; {rule}")
+    if passed.all():
+        return
+    place = np.unravel_index(int(np.argmin(passed)), passed.shape)
+    where = f"arm {place[-1]}" + (f" in segment {place[0]}" if len(place) > 1 else "")
+    raise ValueError(f"{name} of {where} is {values[place]}; {rule}")
+
+
+def check_arms(statistics: ArmStatistics) -> None:
+    """Refuse statistics per segment, for a policy that does not look at segments.
+
+    Raises
+    ------
+    ValueError
+        Names the shape.
+    """
+    if statistics.segments is not None:
+        raise ValueError(
+            f"units has shape {statistics.units.shape}; a policy that is not segmented "
+            "takes shape (K,), the segments pooled"
+        )
+
+
+def check_proportion(statistics: ArmStatistics) -> None:
+    """Refuse rewards that are not 0 or 1 for each unit, as far as sums can tell.
+
+    Raises
+    ------
+    ValueError
+        Names the sum, the arm, its value and the rule.
+    """
+    if statistics.base_sum is not None:
+        raise ValueError(
+            "base_sum is given, so the reward is a ratio; this policy takes a "
+            "proportion, 0 or 1 for each unit"
+        )
+    rewards, units = statistics.reward_sum, statistics.units
+    # Sums of fractional units round; a whole unit of slack would hide a mistake.
+    slack = 1e-9 * (1 + units)
+    check_all(
+        "reward_sum",
+        rewards,
+        (rewards >= -slack) & (rewards <= units + slack),
+        "of a proportion it must lie in 0 to the arm's units",
+    )
 
 
 def check_number(name: str, value: object, *, low: float, high: float) -> float:

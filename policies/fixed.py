@@ -2,10 +2,18 @@
 
 import reprlib
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
-from policies.base import ArmStatistics, FloatArray, check_number, check_weights
+from policies.base import (
+    ArmStatistics,
+    FloatArray,
+    RewardKind,
+    check_arms,
+    check_number,
+    check_weights,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +33,9 @@ class Fixed:
     """
 
     weights: tuple[float, ...] | None = None
+    reward_kinds: ClassVar[tuple[RewardKind, ...]] = ("proportion", "mean", "ratio")
+    segmented: ClassVar[bool] = False
+    half_life: ClassVar[None] = None
 
     def __post_init__(self) -> None:
         given: object = self.weights
@@ -57,8 +68,10 @@ class Fixed:
         Raises
         ------
         ValueError
-            If there are weights for another number of arms.
+            If there are weights for another number of arms, or the statistics are per
+            segment.
         """
+        check_arms(statistics)
         if self.weights is None:
             return np.full(statistics.arms, 1 / statistics.arms)
         if len(self.weights) != statistics.arms:

@@ -1,11 +1,20 @@
 """Thompson sampling for rewards of 0 or 1, with exact weights instead of draws."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
-from policies.base import ArmStatistics, FloatArray, check_all, check_number
-from policies.probability_best import SMALLEST_PARAMETER, probability_best
+from policies.base import (
+    ArmStatistics,
+    FloatArray,
+    RewardKind,
+    check_arms,
+    check_number,
+    check_proportion,
+)
+from policies.posteriors import SMALLEST_PARAMETER
+from policies.probability_best import probability_best
 
 # Leaves room for 1e12 units above it in `probability_best`.
 _STRONGEST_PRIOR = 1e9
@@ -38,13 +47,13 @@ class Thompson:
 
     prior_successes: float = 1.0
     prior_failures: float = 1.0
+    reward_kinds: ClassVar[tuple[RewardKind, ...]] = ("proportion",)
+    segmented: ClassVar[bool] = False
+    half_life: ClassVar[None] = None
 
     def __post_init__(self) -> None:
         for name in ("prior_successes", "prior_failures"):
-            value = check_number(
-                name, getattr(self, name), low=SMALLEST_PARAMETER, high=_STRONGEST_PRIOR
-            )
-            object.__setattr__(self, name, value)
+            object.__setattr__(self, name, check_prior(name, getattr(self, name)))
 
     def allocate(
         self,
@@ -66,17 +75,39 @@ class Thompson:
         Raises
         ------
         ValueError
-            If an arm's rewards are not in 0 to its units, so no proportion.
+            If an arm's rewards are not in 0 to its units, so no proportion, or the
+            statistics are per segment.
         """
-        rewards, units = statistics.reward_sum, statistics.units
-        check_all(
-            "reward_sum",
-            rewards,
-            (rewards >= 0) & (rewards <= units),
-            "of a proportion it must lie in 0 to the arm's units",
+        check_arms(statistics)
+        alpha, beta = beta_posterior(
+            statistics, self.prior_successes, self.prior_failures
         )
-        return probability_best(
-            self.prior_successes + rewards,
-            self.prior_failures + (units - rewards),
-            lower_is_better=statistics.lower_is_better,
-        )
+        return probability_best(alpha, beta, lower_is_better=statistics.lower_is_better)
+
+
+def check_prior(name: str, value: object) -> float:
+    """Return a parameter of a Beta prior if it is a number in 0.1 to 1e9.
+
+    Raises
+    ------
+    ValueError
+        Names the parameter, its value and the rule.
+    """
+    return check_number(name, value, low=SMALLEST_PARAMETER, high=_STRONGEST_PRIOR)
+
+
+def beta_posterior(
+    statistics: ArmStatistics,
+    prior_successes: float | FloatArray,
+    prior_failures: float | FloatArray,
+) -> tuple[FloatArray, FloatArray]:
+    """Return the parameters of the arms' Beta posteriors, of the shape of units.
+
+    Raises
+    ------
+    ValueError
+        If an arm's rewards are not those of a proportion.
+    """
+    check_proportion(statistics)
+    successes = np.clip(statistics.reward_sum, 0.0, statistics.units)
+    return prior_successes + successes, prior_failures + (statistics.units - successes)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from policies.probability_best import probability_best
 
-MODULE = sys.modules["policies.probability_best"]
+MODULE = sys.modules["policies.quadrature"]
 
 
 def integer_beta(a, b):

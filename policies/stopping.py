@@ -1,0 +1,184 @@
+"""When to stop a bandit: what is lost by choosing an arm now, and what is left to gain.
+
+Exact, by the same quadrature as `probability_best`. Advice only: it decides nothing.
+"""
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import optimize, special
+
+from policies.base import FloatArray, check_number
+from policies.posteriors import BetaPosteriors, NormalPosteriors, Posteriors
+from policies.probability_best import probability_best, probability_best_normal
+from policies.quadrature import all_others_below, nodes, panel_edges
+
+
+def expected_loss(
+    alpha: ArrayLike, beta: ArrayLike, *, lower_is_better: bool = False
+) -> FloatArray:
+    """Return how much of the rate each arm is expected to lose against the best one.
+
+    E[max_j theta_j - theta_i] for independent Beta posteriors, or E[theta_i - min].
+
+    Parameters
+    ----------
+    alpha, beta : array_like, shape (K,), 0.1 to 1e12
+
+    Returns
+    -------
+    float64 array, shape (K,)
+        >= 0, absolute error below 1e-9.
+
+    Raises
+    ------
+    ValueError
+        As `probability_best`.
+
+    References
+    ----------
+    Stucchio, C. (2015). Bayesian A/B testing at VWO, section 4 (expected loss).
+    """
+    return _loss(BetaPosteriors.checked(alpha, beta, lower_is_better=lower_is_better))
+
+
+def expected_loss_normal(
+    mean: ArrayLike, deviation: ArrayLike, *, lower_is_better: bool = False
+) -> FloatArray:
+    """Return what `expected_loss` returns, for normal posteriors, in their unit."""
+    return _loss(
+        NormalPosteriors.checked(mean, deviation, lower_is_better=lower_is_better)
+    )
+
+
+def value_remaining(
+    alpha: ArrayLike,
+    beta: ArrayLike,
+    *,
+    lower_is_better: bool = False,
+    quantile: float = 0.95,
+) -> float:
+    """Return how much better than the leader the best arm may still be, relatively.
+
+    The quantile of (theta_max - theta_L) / theta_L, or (theta_L - theta_min) / theta_L,
+    with L the arm most probably best. An experiment may stop when it is below a share
+    that matters, such as 0.01.
+
+    Parameters
+    ----------
+    alpha, beta : array_like, shape (K,), 0.1 to 1e12
+        Of independent Beta posteriors.
+    quantile : float, 0.5 to 0.9999
+
+    Returns
+    -------
+    float
+        >= 0; 0 when the leader is the best with at least that probability.
+
+    Raises
+    ------
+    ValueError
+        As `probability_best`, or when the quantile is out of its range.
+
+    References
+    ----------
+    Scott, S. L. (2010). A modern Bayesian look at the multi-armed bandit. Applied
+    Stochastic Models in Business and Industry 26, 639-658, section 3.2.
+    """
+    quantile = check_number("quantile", quantile, low=0.5, high=0.9999)
+    best = probability_best(alpha, beta, lower_is_better=lower_is_better)
+    a, b = (np.asarray(values, dtype=np.float64) for values in (alpha, beta))
+    leader = int(best.argmax())
+    if best[leader] >= quantile:
+        return 0.0
+    z, weights = _nodes_of(BetaPosteriors(alpha=a, beta=b), leader)
+    own = BetaPosteriors(alpha=a[[leader]], beta=b[[leader]])
+    chance = own.at(z[0], z[1])[0][0] * weights
+    rate = own.value(z[0])
+    others = np.arange(a.size) != leader
+
+    def beyond(gain: float) -> float:
+        """Chance that no other arm is better by more than this, less the quantile."""
+        if lower_is_better:
+            ahead = special.betaincc(
+                a[others, None], b[others, None], rate * max(1 - gain, 0.0)
+            )
+        else:
+            ahead = special.betainc(
+                a[others, None], b[others, None], np.minimum(rate * (1 + gain), 1.0)
+            )
+        return float(chance @ ahead.prod(axis=0)) - quantile
+
+    top = 1.0
+    while beyond(top) < 0:
+        top *= 4
+    return float(optimize.brentq(beyond, 0.0, top, xtol=1e-12, rtol=1e-10))
+
+
+def value_remaining_normal(
+    mean: ArrayLike,
+    deviation: ArrayLike,
+    *,
+    lower_is_better: bool = False,
+    quantile: float = 0.95,
+) -> float:
+    """Return how much better than the leader the best arm may still be, in its unit.
+
+    The quantile of theta_max - theta_L for independent normal posteriors; a difference,
+    as a mean may be 0 or below.
+
+    Raises
+    ------
+    ValueError
+        As `probability_best_normal`, or when the quantile is out of its range.
+    """
+    quantile = check_number("quantile", quantile, low=0.5, high=0.9999)
+    best = probability_best_normal(mean, deviation, lower_is_better=lower_is_better)
+    leader = int(best.argmax())
+    if best[leader] >= quantile:
+        return 0.0
+    all_arms = NormalPosteriors.checked(
+        mean, deviation, lower_is_better=lower_is_better
+    )
+    (z, edges), weights = _nodes_of(all_arms, leader)
+    mine = np.arange(best.size) == leader
+    chance = all_arms.of(mine).at(z, edges)[0][0] * weights
+    others = all_arms.of(~mine)
+
+    def beyond(gain: float) -> float:
+        _, below = others.at(z + gain / all_arms.unit, edges)
+        return float(chance @ below.prod(axis=0)) - quantile
+
+    top = all_arms.unit
+    while beyond(top) < 0:
+        top *= 4
+    return float(optimize.brentq(beyond, 0.0, top, xtol=1e-12 * all_arms.unit))
+
+
+def _nodes_of(
+    posteriors: Posteriors, arm: int
+) -> tuple[tuple[FloatArray, FloatArray], FloatArray]:
+    """Return nodes and edges over one arm's range that resolve all arms there."""
+    start, end = float(posteriors.starts[arm]), float(posteriors.ends[arm])
+    ends = np.clip(posteriors.ends, None, end)
+    matters = ends > start
+    edges = panel_edges(
+        start, ends[matters], posteriors.centre[matters], posteriors.width[matters]
+    )
+    z, weights = nodes(edges)
+    return (z, edges), weights
+
+
+def _loss(posteriors: Posteriors) -> FloatArray:
+    starts, ends = posteriors.starts, posteriors.ends
+    start = float(starts.max())
+    matters = ends > start
+    able = posteriors.of(matters)
+    edges = panel_edges(start, able.ends, able.centre, able.width)
+    z, weights = nodes(edges)
+    density, below = able.at(z, edges)
+    highest = float(
+        ((density * all_others_below(below)).sum(axis=0) * weights)
+        @ posteriors.value(z)
+    )
+    loss: FloatArray = np.maximum(highest - posteriors.mean, 0.0)
+    return loss
