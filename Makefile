@@ -49,6 +49,7 @@ test-slow: $(INSTALLED) ## calibration of the statistics by simulation
 
 bench: $(INSTALLED) ## speed beside a floor measured in the same run
 	$(BIN)/python tests/benchmarks/bench_http.py
+	$(BIN)/python tests/benchmarks/bench_probability.py
 
 serve: $(INSTALLED) ## run the API
 	@$(BIN)/experiment-service serve
