@@ -85,7 +85,7 @@ class ArmStatistics:
                     "arms"
                 )
             check_all(name, values, np.isfinite(values), "it must be finite")
-            if name in _NOT_NEGATIVE:
+            if name in _NOT_NEGATIVE and values.min() < 0:
                 check_all(name, values, values >= 0, "it must be >= 0")
             values.flags.writeable = False
             object.__setattr__(self, name, values)

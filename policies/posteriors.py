@@ -68,6 +68,8 @@ class BetaPosteriors:
     Attributes
     ----------
     alpha, beta : float64 array, shape (K,), 0.1 to 1e12
+    centre, width, starts, ends : float64 array, shape (K,)
+        As of `Posteriors`.
 
     Raises
     ------
@@ -77,6 +79,10 @@ class BetaPosteriors:
 
     alpha: FloatArray
     beta: FloatArray
+    centre: FloatArray
+    width: FloatArray
+    starts: FloatArray
+    ends: FloatArray
 
     @classmethod
     def checked(
@@ -96,34 +102,19 @@ class BetaPosteriors:
             inside = (values >= SMALLEST_PARAMETER) & (values <= LARGEST_PARAMETER)
             rule = f"it must lie in {SMALLEST_PARAMETER:g} to {LARGEST_PARAMETER:g}"
             check_all(name, values, inside, rule)
-        return cls(alpha=b, beta=a) if lower_is_better else cls(alpha=a, beta=b)
-
-    @property
-    def centre(self) -> FloatArray:
-        """Logit of alpha / (alpha + beta)."""
-        return np.log(self.alpha / self.beta)
-
-    @property
-    def _deviation(self) -> FloatArray:
-        return np.sqrt(1 / self.alpha + 1 / self.beta)
-
-    @property
-    def width(self) -> FloatArray:
-        """Standard deviation of the hump.
-
-        The logistic function has poles at +-i pi: above 1 they limit a panel.
-        """
-        return np.minimum(self._deviation, 1.0)
-
-    @property
-    def starts(self) -> FloatArray:
-        """Below it the arm's F is nil."""
-        return self.centre - DEVIATIONS * self._deviation - _EXPONENT / self.alpha
-
-    @property
-    def ends(self) -> FloatArray:
-        """Above it 1 - F is nil."""
-        return self.centre + DEVIATIONS * self._deviation + _EXPONENT / self.beta
+        if lower_is_better:
+            a, b = b, a
+        centre, deviation = np.log(a / b), np.sqrt(1 / a + 1 / b)
+        reach = DEVIATIONS * deviation
+        return cls(
+            alpha=a,
+            beta=b,
+            centre=centre,
+            # The logistic function has poles at +-i pi: above 1 they limit a panel.
+            width=np.minimum(deviation, 1.0),
+            starts=centre - reach - _EXPONENT / a,
+            ends=centre + reach + _EXPONENT / b,
+        )
 
     @property
     def mean(self) -> FloatArray:
@@ -132,7 +123,14 @@ class BetaPosteriors:
 
     def of(self, arms: Mask) -> "BetaPosteriors":
         """Return the posteriors of the arms that a mask names."""
-        return BetaPosteriors(alpha=self.alpha[arms], beta=self.beta[arms])
+        return BetaPosteriors(
+            alpha=self.alpha[arms],
+            beta=self.beta[arms],
+            centre=self.centre[arms],
+            width=self.width[arms],
+            starts=self.starts[arms],
+            ends=self.ends[arms],
+        )
 
     def at(self, z: FloatArray, edges: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Return densities and distribution functions at nodes.
@@ -259,7 +257,8 @@ def _logit_density(a: FloatArray, b: FloatArray, z: FloatArray) -> FloatArray:
     deviance = n[:, np.newaxis] * np.log1p((smaller / n)[:, np.newaxis] * np.expm1(t))
     deviance -= smaller[:, np.newaxis] * t
     log_peak = 0.5 * np.log(a / (2 * np.pi) * (b / n))
-    log_peak += _stirling_error(n) - _stirling_error(a) - _stirling_error(b)
+    of_n, of_a, of_b = _stirling_error(np.array([n, a, b]))
+    log_peak += of_n - of_a - of_b
     density: FloatArray = np.exp(log_peak[:, np.newaxis] - deviance)
     return density
 

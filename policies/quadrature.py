@@ -20,8 +20,8 @@ DEVIATIONS: Final = 9.0
 _NODES = 16
 # Width of a panel in units of the narrowest posterior that still matters there.
 _PANEL_WIDTH = 1.6
-# Beyond this many widths from its centre a posterior needs only growing panels.
-_TAIL_FROM, _TAIL_GROWTH = 4.0, 0.25
+# Far from its centre a posterior needs only panels in proportion to the distance.
+_TAIL_SHARE = 0.25
 
 
 def panel_edges(
@@ -43,14 +43,14 @@ def panel_edges(
     arms = sorted(
         zip(ends.tolist(), centre.tolist(), width.tolist(), strict=True), reverse=True
     )
-    edges = [start]
+    edge, edges = start, [start]
     while arms:
-        edge = edges[-1]
         step = math.inf
         for _, middle, narrow in arms:
-            tail = abs(edge - middle) / narrow - _TAIL_FROM
-            allowed = narrow * (1 + _TAIL_GROWTH * tail) if tail > 0 else narrow
-            step = min(step, allowed)
+            tail = (edge - middle if edge > middle else middle - edge) * _TAIL_SHARE
+            allowed = tail if tail > narrow else narrow  # noqa: FURB136 - 3 times as fast
+            if allowed < step:  # noqa: PLR1730
+                step = allowed
         edge += _PANEL_WIDTH * step
         edges.append(edge)
         while arms and arms[-1][0] <= edge:
@@ -61,7 +61,7 @@ def panel_edges(
 def nodes(edges: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Return the nodes of all panels and their weights, each of shape (nodes,)."""
     points, weights, _ = _rule()
-    half = np.diff(edges)[:, np.newaxis] / 2
+    half = (edges[1:, np.newaxis] - edges[:-1, np.newaxis]) / 2
     places = edges[:-1, np.newaxis] + half + half * points
     return places.ravel(), (half * weights).ravel()
 
@@ -80,7 +80,7 @@ def cumulative(first: FloatArray, density: FloatArray, edges: FloatArray) -> Flo
         The densities at the nodes.
     """
     _, _, partial = _rule()
-    half = np.diff(edges)[:, np.newaxis] / 2
+    half = (edges[1:, np.newaxis] - edges[:-1, np.newaxis]) / 2
     # One matrix product for all panels; the last column integrates a whole panel.
     inside = density.reshape(-1, _NODES) @ partial
     inside = inside.reshape(first.size, half.size, _NODES + 1) * half

@@ -90,8 +90,9 @@ def value_remaining(
     leader = int(best.argmax())
     if best[leader] >= quantile:
         return 0.0
-    z, weights = _nodes_of(BetaPosteriors(alpha=a, beta=b), leader)
-    own = BetaPosteriors(alpha=a[[leader]], beta=b[[leader]])
+    all_arms = BetaPosteriors.checked(a, b, lower_is_better=False)
+    z, weights = _nodes_of(all_arms, leader)
+    own = all_arms.of(np.arange(a.size) == leader)
     chance = own.at(z[0], z[1])[0][0] * weights
     rate = own.value(z[0])
     others = np.arange(a.size) != leader

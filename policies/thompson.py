@@ -109,5 +109,5 @@ def beta_posterior(
         If an arm's rewards are not those of a proportion.
     """
     check_proportion(statistics)
-    successes = np.clip(statistics.reward_sum, 0.0, statistics.units)
+    successes = np.maximum(np.minimum(statistics.reward_sum, statistics.units), 0.0)
     return prior_successes + successes, prior_failures + (statistics.units - successes)

@@ -1,0 +1,1 @@
+"""Logs to replay: read from files and experiments; policies compared on them."""
