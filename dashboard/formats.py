@@ -10,6 +10,7 @@ from experiment_service.domain.metric import MetricKind
 
 MINUS = "\N{MINUS SIGN}"
 NOTHING = "\N{EN DASH}"
+NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
 def count(number: float) -> str:
@@ -46,6 +47,21 @@ def difference(number: float, kind: MetricKind) -> str:
     if kind == "mean":
         return _signed(number, 3)
     return f"{_signed(100 * number, 2)} pp"
+
+
+def reward(number: float, *, share: bool) -> str:
+    """Write a mean reward per round: a percentage if rewards are 0 or 1."""
+    return f"{100 * number:.2f}%" if share else f"{number:.4f}"
+
+
+def reward_range(low: float, high: float, *, share: bool) -> str:
+    """Write the limits of a mean reward."""
+    return f"{reward(low, share=share)} to {reward(high, share=share)}"
+
+
+def reward_difference(number: float, *, share: bool) -> str:
+    """Write a signed difference of mean rewards."""
+    return f"{_signed(100 * number, 2)} pp" if share else _signed(number, 4)
 
 
 def lift(number: float) -> str:

@@ -50,7 +50,7 @@ def choose_experiment(
     if asked not in states:
         if _PARAMETER in st.query_params:
             st.toast(
-                f"{_escaped(str(asked))} is not among the experiments of this page."
+                f"{escape_markdown(str(asked))} is not among the experiments of this page."
             )
         asked = next(iter(states))
     st.session_state["experiment"] = asked
@@ -117,7 +117,7 @@ def health_banner(report: Report) -> None:
             continue
         lines = "\n".join(
             f"- **{check.title}{f' ({check.subject})' if check.subject else ''}:** "
-            f"{_escaped(check.result.message)}"
+            f"{escape_markdown(check.result.message)}"
             for check in found
         )
         lead = "Do not use these numbers." if status == "failed" else "Take care."
@@ -134,7 +134,12 @@ def summary_box(summary: Summary) -> None:
         "behind": ":material/trending_down:",
         "no_difference": ":material/drag_handle:",
     }.get(summary.verdict, ":material/hourglass_empty:")
-    show(f"**{_escaped(summary.sentence)}**", icon=icon)
+    show(f"**{escape_markdown(summary.sentence)}**", icon=icon)
+
+
+def refusal(error: ExperimentServiceError) -> None:
+    """Show why something that was asked for can't be done."""
+    st.error(_capitalised(escape_markdown(error.message)), icon=":material/block:")
 
 
 def chart(drawn: encodings.Chart | None, *, key: str, instead: str = "") -> None:
@@ -145,7 +150,7 @@ def chart(drawn: encodings.Chart | None, *, key: str, instead: str = "") -> None
         st.altair_chart(drawn, key=key, alt=key)
 
 
-def _escaped(text: str) -> str:
+def escape_markdown(text: str) -> str:
     """Keep signs of Markdown as they are."""
     for sign in "\\*_`$[]~":
         text = text.replace(sign, f"\\{sign}")

@@ -16,6 +16,8 @@ from typing import Any, TypeVar
 import streamlit as st
 
 from experiment_service.config import Settings
+from experiment_service.replay.comparison import ReplayReport
+from experiment_service.replay.service import replay_experiment
 from experiment_service.reporting import (
     ListedExperiment,
     Operations,
@@ -119,3 +121,30 @@ def operations() -> Operations:
     """Say how the service as a whole is doing."""
     door = _door()
     return door.fresh.get("operations", lambda: door.reports.operations(as_of=_now()))
+
+
+def replay(
+    key: str,
+    *,
+    policies: tuple[str, ...],
+    metric: str | None,
+    estimator: str,
+    segment_by: tuple[str, ...],
+    progress: Callable[[float], None],
+) -> ReplayReport:
+    """Compare policies on the log of an experiment; see `replay_experiment`."""
+    settings = Settings.from_environment()
+    return _door().fresh.get(
+        ("replay", key, policies, metric, estimator, segment_by),
+        lambda: replay_experiment(
+            settings.database_url,
+            settings.data_dir,
+            key,
+            policies=policies,
+            metric=metric,
+            estimator=estimator,
+            segment_by=segment_by,
+            cutoff=_now(),
+            progress=progress,
+        ),
+    )

@@ -88,7 +88,7 @@ def overview_table(rows: Sequence[OverviewRow]) -> str:
             (
                 f'<a href="experiment?experiment={escape(row.facts.key)}" '
                 f'target="_self"><b>{escape(row.facts.key)}</b></a>'
-                + _small(f"on {row.facts.placement}"),
+                + small(f"on {row.facts.placement}"),
                 formats.kind(row.facts.kind),
                 chip(row.facts.state.capitalize(), row.facts.state),
                 formats.span(row.facts.running_for)
@@ -98,7 +98,7 @@ def overview_table(rows: Sequence[OverviewRow]) -> str:
                 formats.NOTHING
                 if row.facts.state == "draft"
                 else status_chip(row.health),
-                verdict_chip(row.summary.verdict) + _small(row.summary.sentence),
+                verdict_chip(row.summary.verdict) + small(row.summary.sentence),
             )
             for row in rows
         ],
@@ -123,7 +123,7 @@ def result_table(
                 variant_name(variant.key, swatch, control=variant.control),
                 formats.NOTHING if weight is None else formats.share(weight),
                 formats.count(result.units)
-                + _small(f"{formats.count(result.open_units)} more open"),
+                + small(f"{formats.count(result.open_units)} more open"),
                 _estimate(result.any_time, lambda i: formats.value(i.estimate, kind))
                 + _range(result.any_time, lambda i: formats.value_range(i, kind)),
                 *_comparison(compared.get(variant.key), metric),
@@ -150,7 +150,7 @@ def _comparison(
 ) -> tuple[str, str, str]:
     """Return both differences and the lift; the control is their reference."""
     if comparison is None:
-        reference = _small("reference")
+        reference = small("reference")
         return reference, reference, reference
     differences = [
         _difference(each, metric)
@@ -174,7 +174,7 @@ def metrics_table(report: Report, metrics: Sequence[MetricReport]) -> str:
         compared = {each.variant: each for each in metric.comparisons}
         cells = [
             f"<b>{escape(metric.title)}</b>"
-            + _small("lower is better" if metric.direction == "lower" else "")
+            + small("lower is better" if metric.direction == "lower" else "")
         ]
         for result in metric.variants:
             value = formats.given(result.any_time) or formats.given(result.planned)
@@ -220,7 +220,7 @@ def checks_table(checks: Sequence[Check]) -> str:
         [
             (
                 f"<b>{escape(check.title)}</b>"
-                + (_small(check.subject) if check.subject else ""),
+                + (small(check.subject) if check.subject else ""),
                 status_chip(check.result.status),
                 escape(check.result.message),
             )
@@ -241,10 +241,10 @@ def epochs_table(report: Report) -> str:
                 formats.moment(epoch.started_at),
                 *(
                     formats.share(epoch.weights[variant])
-                    + _small(f"{formats.count(epoch.units[variant])} units")
+                    + small(f"{formats.count(epoch.units[variant])} units")
                     for variant in variants
                 ),
-                _small(epoch.reason),
+                small(epoch.reason),
             )
             for epoch in report.epochs[: -LATEST - 1 : -1]
         ],
@@ -263,7 +263,7 @@ def looks_table(looks: Sequence[Look]) -> str:
                 formats.moment(look.cutoff),
                 chip("Moved", "ahead") if look.moved else chip("Kept", "draft"),
                 str(look.epoch),
-                _small(look.reason),
+                small(look.reason),
             )
             for look in looks[: -LATEST - 1 : -1]
         ],
@@ -289,7 +289,7 @@ def posteriors_table(
                 formats.count(each.units),
                 formats.count(each.rewards),
                 formats.value(each.mean, "proportion")
-                + _small(
+                + small(
                     f"{formats.value(each.low, 'proportion')} to "
                     f"{formats.value(each.high, 'proportion')}"
                 ),
@@ -328,7 +328,8 @@ def ratio_table(report: Report, colour_of: Mapping[str, str]) -> str:
     )
 
 
-def _small(text: str) -> str:
+def small(text: str) -> str:
+    """Return a second line of a cell."""
     return f'<span class="es-small">{escape(text)}</span>' if text else ""
 
 
@@ -339,7 +340,7 @@ def _estimate(estimate: Estimate, write: Callable[[Interval], str]) -> str:
 
 def _range(estimate: Estimate, write: Callable[[Interval], str]) -> str:
     if isinstance(estimate, Interval):
-        return _small(write(estimate))
+        return small(write(estimate))
     return f'<span class="es-small es-reason">{escape(estimate.reason)}</span>'
 
 

@@ -20,6 +20,8 @@ from policies.replay import ReplayResult, ReplayRun, replay
 
 # Below this much work, in looks of all runs, starting processes takes longer.
 _WORTH_PROCESSES = 20_000
+# Rounds that take about as long as one look.
+_ROUNDS_OF_A_LOOK = 250
 
 _ARRAYS = ("arm", "propensity", "reward", "time", "unit", "position", "segment")
 
@@ -46,7 +48,7 @@ def replay_many(
         As `replay`; names the policy.
     """
     if processes is None:
-        enough = sum(_looks(rounds, run) for run in runs) >= _WORTH_PROCESSES
+        enough = sum(_work(rounds, run) for run in runs) >= _WORTH_PROCESSES
         processes = len(os.sched_getaffinity(0)) if enough else 1
     if processes < 1:
         raise ValueError(f"processes is {processes}; it must be 1 or more")
@@ -63,12 +65,15 @@ def replay_many(
             raise
 
 
-def _looks(rounds: LoggedRounds, run: ReplayRun) -> float:
+def _work(rounds: LoggedRounds, run: ReplayRun) -> float:
+    """Return about how many looks take as long as a run."""
     if run.update_every is not None:
-        return rounds.rounds / run.update_every
-    assert run.update_seconds is not None  # noqa: S101 - one of them is given
-    span = float(rounds.time[-1] - rounds.time[0])
-    return min(span / run.update_seconds, rounds.rounds)
+        looks = rounds.rounds / run.update_every
+    else:
+        assert run.update_seconds is not None  # noqa: S101 - one of them is given
+        span = float(rounds.time[-1] - rounds.time[0])
+        looks = min(span / run.update_seconds, rounds.rounds)
+    return looks + rounds.rounds / _ROUNDS_OF_A_LOOK
 
 
 def _named(

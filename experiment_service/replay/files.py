@@ -138,7 +138,9 @@ def csv_batches(file: IO[bytes], columns: ColumnMapping) -> Iterator[pa.RecordBa
     try:
         yield from pa_csv.open_csv(file, read_options=reading, convert_options=options)
     except KeyError as error:
-        raise ValueError(str(error.args[0])) from error
+        # pyarrow: "Column 'x' in include_columns does not exist in CSV file".
+        missing = next(name for name in columns.columns if f"'{name}'" in str(error))
+        raise ValueError(f"there is no column {missing!r}") from error
 
 
 def gather(

@@ -41,12 +41,8 @@ class Reports:
 
     def __init__(self, database_url: str | None, data_dir: Path) -> None:
         with contextlib.ExitStack() as stack:
-            url = stack.enter_context(database.running_database(database_url, data_dir))
-            engine = database.create_engine(url, pool_size=4, name="reports")
-            stack.callback(engine.dispose)
-            database.check_migrated(engine)
-            self._engine = engine.execution_options(
-                isolation_level="REPEATABLE READ", postgresql_readonly=True
+            self._engine = stack.enter_context(
+                database.reading_engine(database_url, data_dir, name="reports")
             )
             self._opened = stack.pop_all()
 

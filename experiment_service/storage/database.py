@@ -101,6 +101,30 @@ def create_engine(url: str, *, pool_size: int = 5, name: str = "service") -> Eng
 
 
 @contextmanager
+def reading_engine(
+    database_url: str | None, data_dir: Path, *, name: str
+) -> Iterator[Engine]:
+    """Open a database for programs that only read; a transaction is one snapshot.
+
+    Raises
+    ------
+    InvalidRequest
+        When the URL is not one of PostgreSQL.
+    Unavailable
+        When the server does not answer or start, or its schema is not up to date.
+    """
+    with running_database(database_url, data_dir) as url:
+        engine = create_engine(url, pool_size=4, name=name)
+        try:
+            check_migrated(engine)
+            yield engine.execution_options(
+                isolation_level="REPEATABLE READ", postgresql_readonly=True
+            )
+        finally:
+            engine.dispose()
+
+
+@contextmanager
 def transaction(engine: Engine) -> Iterator[Connection]:
     """Open a transaction that commits at the end, for entry points.
 

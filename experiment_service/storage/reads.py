@@ -30,6 +30,7 @@ from sqlalchemy import (
     true,
     union_all,
 )
+from sqlalchemy.dialects.postgresql import ARRAY, aggregate_order_by
 
 from experiment_service.analysis.moments import Moments
 from experiment_service.domain.experiment import (
@@ -93,13 +94,15 @@ def moments_by_metric(
     cutoff: datetime,
 ) -> dict[str, MetricCells]:
     """Return what `metric_moments` returns for several metrics, in one pass."""
-    units = _units(experiment, metrics, cutoff)
+    units = units_of_analysis(experiment, metrics, cutoff=cutoff)
     day = cast(func.timezone("UTC", units.c.first_at), Date)
     cell = (units.c.variant, units.c.epoch, day.label("day"))
     columns = [
         column
         for i, metric in enumerate(metrics)
-        for column in _value(experiment, metric, units, cutoff).sums(f"m{i}")
+        for column in value_of_unit(experiment, metric, units, cutoff=cutoff).sums(
+            f"m{i}"
+        )
     ]
     rows = connection.execute(
         select(*cell, *columns).select_from(units).group_by(*cell)
@@ -147,8 +150,8 @@ def moment_series(
     dict of str to list of Moments
         One per span; their sum is that of `metric_moments`.
     """
-    units = _units(experiment, [metric], cutoff)
-    value = _value(experiment, metric, units, cutoff)
+    units = units_of_analysis(experiment, [metric], cutoff=cutoff)
+    value = value_of_unit(experiment, metric, units, cutoff=cutoff)
     span = func.width_bucket(
         cast(extract("epoch", value.closes_at), Float),
         start.timestamp(),
@@ -172,7 +175,7 @@ def moment_series(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Value:
+class UnitValue:
     """A metric of one unit as SQL: when its window closes, whether it counts, y, x."""
 
     closes_at: ColumnElement[datetime]
@@ -182,6 +185,7 @@ class _Value:
     x: ColumnElement[int]
 
     def sums(self, prefix: str) -> list[ColumnElement[Any]]:
+        """Return the moments of a group of units, and how many do not count yet."""
         y, x = self.y, self.x
         sums = [func.sum(each) for each in (y, y * y, x, x * x, x * y)]
         return [
@@ -193,9 +197,10 @@ class _Value:
         ]
 
 
-def _value(
-    experiment: Experiment, metric: Metric, units: CTE, cutoff: datetime
-) -> _Value:
+def value_of_unit(
+    experiment: Experiment, metric: Metric, units: CTE, *, cutoff: datetime
+) -> UnitValue:
+    """Return a metric of each of the units of analysis as SQL."""
     window = literal(experiment.declaration.attribution_window, Interval)
     last = units.c.last_at if metric.kind == "ratio" else units.c.first_at
     closes_at = last + window
@@ -210,14 +215,25 @@ def _value(
         counted = (units.c[f"{kind}_count"] for kind in metric.event_kinds)
         y = sum((func.coalesce(each, 0) for each in counted), literal(0, Integer))
     x = units.c.exposures if metric.kind == "ratio" else literal(1, Integer)
-    return _Value(closes_at=closes_at, closed=closed, counts=counts, y=y, x=x)
+    return UnitValue(closes_at=closes_at, closed=closed, counts=counts, y=y, x=x)
 
 
-def _units(experiment: Experiment, metrics: Sequence[Metric], cutoff: datetime) -> CTE:
-    """Units of analysis seen by the cutoff in one variant only, with what they did.
+def units_of_analysis(
+    experiment: Experiment,
+    metrics: Sequence[Metric],
+    *,
+    cutoff: datetime,
+    named: bool = False,
+) -> CTE:
+    """Return units of analysis seen by the cutoff in one variant, with what they did.
 
     Exposures and outcomes are stacked and grouped once. A join would do the same, but
     the planner can't guess how many units there are and may choose nested loops.
+
+    Parameters
+    ----------
+    named : bool
+        With the unit's name, and the propensity of its first exposure.
     """
     done = schema.unit_outcome
     kinds = _kinds(metrics)
@@ -240,6 +256,10 @@ def _units(experiment: Experiment, metrics: Sequence[Metric], cutoff: datetime) 
             func.min(rows.c.at).filter(here).label(f"{kind}_at"),
             func.sum(rows.c.count).filter(here).label(f"{kind}_count"),
         ]
+    if named:
+        first = aggregate_order_by(rows.c.propensity, rows.c.epoch)
+        drawn = func.array_agg(first, type_=ARRAY(Float)).filter(rows.c.own)
+        columns += [rows.c.unit_id, drawn[1].label("propensity")]
     by_cutoff = rows.c.first_at <= cutoff
     variant = func.min(rows.c.variant).filter(by_cutoff)
     return (
@@ -287,6 +307,7 @@ def units_seen(experiment: Experiment) -> CTE:
             cast(own, Boolean).label("own"),
             shown.c.epoch,
             shown.c.variant,
+            shown.c.propensity,
             shown.c.exposures,
             shown.c.first_at,
             shown.c.last_at,

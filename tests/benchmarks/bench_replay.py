@@ -9,12 +9,12 @@ log of 10^8 rounds on disk instead and prints the memory that it took.
 
 import argparse
 import json
-import resource
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -189,23 +189,46 @@ def compare(directory, rounds):
         print(f"| {name} | {rate:,.0f} | {rate / mabwiser:.1f} | {rate / obp:.1f} |")
 
 
+class AnonymousMemory:
+    """Peak of the memory that is the process's own, pages of mapped files left out."""
+
+    def __enter__(self):
+        self.peak, self._stop = 0, threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def _watch(self):
+        while not self._stop.wait(0.02):
+            status = Path("/proc/self/status").read_text()
+            line = next(x for x in status.splitlines() if x.startswith("RssAnon"))
+            self.peak = max(self.peak, int(line.split()[1]) / 1024)
+
+    def __exit__(self, *_):
+        self._stop.set()
+        self._thread.join()
+
+
 def large(directory, rounds):
     make_log(directory, rounds)
     log = open_log(directory)
-    started = time.perf_counter()
-    result = replay(log, run_of("thompson", "expected"))
-    taken = time.perf_counter() - started
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    started = time.perf_counter()
-    scores = snips(log, Target.from_epochs(result.starts, result.weights, log))
-    valued = time.perf_counter() - started
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     size = sum(getattr(log, name).nbytes for name in COLUMNS) / 2**20
+    print(f"{rounds:,} rounds on disk, {size:,.0f} MB")
+    with AnonymousMemory() as memory:
+        started = time.perf_counter()
+        result = replay(log, run_of("thompson", "expected"))
+        taken = time.perf_counter() - started
     print(
-        f"{rounds:,} rounds on disk ({size:,.0f} MB): replayed in {taken:.1f} s "
-        f"({rounds / taken:,.0f} rounds/s), valued in {valued:.1f} s "
-        f"({scores.estimate:.5f}); peak memory, with pages of the log that the system "
-        f"may drop, {after:,.0f} MB after the replay, {peak:,.0f} MB after the value"
+        f"replayed in {taken:.1f} s ({rounds / taken:,.0f} rounds/s), "
+        f"{memory.peak:,.0f} MB of memory"
+    )
+    with AnonymousMemory() as memory:
+        started = time.perf_counter()
+        scores = snips(log, Target.from_epochs(result.starts, result.weights, log))
+        taken = time.perf_counter() - started
+    print(
+        f"valued at {scores.estimate:.5f} in {taken:.1f} s, {memory.peak:,.0f} MB of "
+        "memory (each round is a unit of its own)"
     )
 
 

@@ -24,6 +24,7 @@ from experiment_service.storage.reads import (
     moment_series,
     moments_by_metric,
 )
+from experiment_service.storage.rounds import stream_rounds
 
 START = datetime(2026, 3, 1, tzinfo=UTC)
 WINDOW = timedelta(hours=12)
@@ -104,12 +105,12 @@ def random_events(experiment_id, mode, rng):
                 unit_id=unit,
                 variant=variant,
                 epoch=epoch,
-                propensity=1 / 3,
+                propensity=(epoch + 1) / 8,
                 model=f"{variant}/1",
                 items=("a", "b"),
                 sources=("model", "fallback"),
                 fallback=bool(rng.random() < 0.1),
-                context={},
+                context={"device": ("phone", "desk")[hour % 2]} if hour % 5 else {},
                 exposed_at=START + timedelta(hours=hour),
             )
         )
@@ -141,14 +142,17 @@ def random_events(experiment_id, mode, rng):
     return exposures, interactions
 
 
-def moments_by_hand(mode, exposures, interactions, metric, cutoff):
-    """Straight from the definition; knows neither tables nor phases of storage."""
+def units_by_hand(mode, exposures, interactions, metric, cutoff):
+    """First exposure, y, x and end of window of each unit that counts.
+
+    Straight from the definition; knows neither tables nor phases of storage.
+    """
     kinds = metric.event_kinds
     seen = defaultdict(list)
     for exposure in exposures:
         key = exposure.unit_id
         seen[(key, exposure.epoch) if mode == "redraw" else key].append(exposure)
-    values = defaultdict(list)
+    units = []
     for shown in seen.values():
         shown.sort(key=lambda exposure: exposure.exposed_at)
         if len({e.variant for e in shown if e.exposed_at <= cutoff}) != 1:
@@ -177,8 +181,15 @@ def moments_by_hand(mode, exposures, interactions, metric, cutoff):
         if metric.kind == "proportion":
             y = float(any(at <= first.exposed_at + WINDOW for at in times))
         x = len(shown) if metric.kind == "ratio" else 1
+        units.append((first, y, x, ends))
+    return units
+
+
+def moments_by_hand(*given):
+    values = defaultdict(list)
+    for first, *rest in units_by_hand(*given):
         cell = first.variant, first.epoch, first.exposed_at.date()
-        values[cell].append((y, x, ends))
+        values[cell].append(rest)
     return values
 
 
@@ -294,3 +305,56 @@ def test_there_is_something_to_compare(stored):
         rows = [row for cell in values.values() for row in cell]
         assert len(rows) > 30
         assert len({y for y, _, _ in rows}) > 1
+
+
+@pytest.mark.parametrize("cutoff", CUTOFFS)
+@pytest.mark.parametrize(
+    "name", [name for name, metric in ALL_METRICS.items() if metric.kind != "ratio"]
+)
+def test_rounds_are_the_units_that_count(stored, name, cutoff):
+    mode, engine, experiment, exposures, interactions = stored
+    metric = ALL_METRICS[name]
+    expected = sorted(
+        (
+            first.exposed_at.timestamp(),
+            first.unit_id,
+            VARIANTS.index(first.variant),
+            first.propensity,
+            float(y),
+            first.context.get("device", "-"),
+        )
+        for first, y, _, _ in units_by_hand(
+            mode, exposures, interactions, metric, cutoff
+        )
+    )
+    with transaction(engine) as connection:
+        batches = list(
+            stream_rounds(
+                connection, experiment, metric, cutoff=cutoff, segment_by=["device"]
+            )
+        )
+        code_of = dict(
+            connection.execute(
+                text(
+                    "SELECT DISTINCT unit_id, hashtextextended(unit_id, 0)"
+                    " FROM unit_exposure"
+                )
+            ).all()
+        )
+    found = [row for batch in batches for row in rows_of(batch)]
+    assert [row[0] for row in found] == [row[0] for row in expected]
+    assert sorted(found) == sorted(
+        (at, code_of[unit], *rest) for at, unit, *rest in expected
+    )
+
+
+def rows_of(batch):
+    return zip(
+        batch.time,
+        batch.unit,
+        batch.arm,
+        batch.propensity,
+        batch.reward,
+        batch.segment,
+        strict=True,
+    )

@@ -3,7 +3,7 @@
 import re
 import threading
 from collections import Counter
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from html import unescape
 from pathlib import Path
 
@@ -19,8 +19,9 @@ from experiment_service.storage import experiments as storage
 from experiment_service.storage.database import transaction
 
 APP = Path(dashboard.__file__).parent / "app.py"
-PAGES = ["overview", "experiment", "bandit", "health"]
+PAGES = ["overview", "experiment", "bandit", "replay", "health"]
 HOME, CART = "home-carousel", "cart-carousel"
+HOUR = timedelta(hours=1)
 SEARCH, EMAIL = "search-carousel", "email-carousel"
 
 
@@ -72,7 +73,7 @@ def test_every_page_opens(shop, open_page, page, experiment):
 def test_an_empty_database_is_explained(database_url, open_page, page):
     test = open_page(page, database_url)
     assert not test.exception
-    assert not test.error
+    assert [error.value for error in test.error] == []
     assert "There are no" in test.info[0].value
 
 
@@ -182,7 +183,7 @@ def test_the_choice_is_in_the_address_and_stays_between_pages(shop, open_page):
     assert test.selectbox[0].value == SEARCH
     test.selectbox[0].set_value(HOME).run()
     assert test.query_params["experiment"] in (HOME, [HOME])
-    assert not test.error
+    assert [error.value for error in test.error] == []
 
 
 def test_an_unknown_experiment_in_the_address_is_told(shop, open_page):
@@ -267,3 +268,45 @@ class TestFresh:
         for viewer in viewers:
             viewer.join()
         assert built == [1]
+
+
+def replayed(test, policies, **more):
+    test.text_area[0].set_value(policies)
+    for label, chosen in more.items():
+        next(e for e in test.selectbox if e.label == label).set_value(chosen)
+    return test.button[0].click().run()
+
+
+def test_replay_compares_policies_on_the_log(shop, open_page):
+    test = replayed(
+        open_page("replay", shop.url, CART),
+        "thompson:floor=0.05\nuniform",
+        Reward="clicks_per_visitor",
+        Estimator="ips",
+    )
+    assert "'thompson:floor=0.05' learns from rewards of 0 or 1" in test.error[0].value
+    test = replayed(test, "gaussian_thompson:floor=0.05\nuniform")
+    assert [error.value for error in test.error] == []
+    rows = table(test, "What each policy would have earned")
+    names = [row[0] for row in rows[1:]]
+    assert sorted(names[:2]) == ["gaussian_thompson:floor=0.05", "uniform"]
+    assert names[2:] == ["always popular", "always item-knn", "always als"]
+    first = {}
+    for exposure in sorted(shop.exposures[CART], key=lambda each: each.exposed_at):
+        first.setdefault((exposure.unit_id, exposure.epoch), exposure)
+    # Windows go on closing while the test runs.
+    earliest = sum(each.exposed_at + HOUR <= shop.now for each in first.values())
+    latest = sum(each.exposed_at + HOUR <= datetime.now(UTC) for each in first.values())
+    assert earliest <= int(facts(test)["Rounds"].replace(",", "")) <= latest
+    assert "gaussian_thompson" in str(test.query_params["policies"])
+
+
+def facts(test):
+    body = next(e.proto.body for e in test.get("html") if "es-facts" in e.proto.body)
+    pairs = re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", body)
+    return {unescape(label): unescape(value) for label, value in pairs}
+
+
+def test_replay_of_an_experiment_without_units_says_so(shop, open_page):
+    test = replayed(open_page("replay", shop.url, EMAIL), "uniform")
+    assert "no unit whose attribution window closed" in test.error[0].value
