@@ -21,7 +21,8 @@ from dashboard.encodings import (
     time_x,
 )
 from experiment_service.analysis.interval import Estimate, Interval
-from experiment_service.analysis.posterior import beta_density
+from experiment_service.analysis.posterior import beta_density, normal_density
+from experiment_service.domain.metric import MetricKind
 from experiment_service.reporting import (
     EpochReport,
     MetricReport,
@@ -207,11 +208,20 @@ def _steps(epochs: Sequence[EpochReport], until: datetime) -> list[dict[str, Any
     ]
 
 
-def densities(posteriors: Sequence[Posterior], colour_of: Mapping[str, str]) -> Chart:
-    """Draw the posterior of each variant's rate."""
-    grid = beta_density(
-        [each.alpha for each in posteriors], [each.beta for each in posteriors]
-    )
+def densities(
+    posteriors: Sequence[Posterior], colour_of: Mapping[str, str], kind: MetricKind
+) -> Chart | None:
+    """Draw the posterior of each variant's reward; None while there is no spread."""
+    alphas = [each.alpha for each in posteriors if each.alpha is not None]
+    betas = [each.beta for each in posteriors if each.beta is not None]
+    deviations = [each.deviation for each in posteriors if each.deviation]
+    if alphas:
+        grid = beta_density(alphas, betas)
+    elif len(deviations) == len(posteriors):
+        grid = normal_density([each.mean for each in posteriors], deviations)
+    else:
+        return None
+    axis = alt.Axis(format=".3f" if kind == "mean" else "%")
     order = [each.variant for each in posteriors]
     rows: list[dict[str, Any]] = [
         {"variant": variant, "rate": float(rate), "density": float(density)}
@@ -224,8 +234,8 @@ def densities(posteriors: Sequence[Posterior], colour_of: Mapping[str, str]) -> 
         .encode(
             x=alt.X(
                 "rate:Q",
-                title="Reward rate",
-                axis=alt.Axis(format="%"),
+                title="Reward",
+                axis=axis,
                 scale=alt.Scale(zero=False, nice=False),
             ),
             y=alt.Y(
@@ -237,7 +247,9 @@ def densities(posteriors: Sequence[Posterior], colour_of: Mapping[str, str]) -> 
             color=by_variant(order, colour_of),
             tooltip=[
                 alt.Tooltip("variant:N", title="Variant"),
-                alt.Tooltip("rate:Q", title="Rate", format=".2%"),
+                alt.Tooltip(
+                    "rate:Q", title="Reward", format=".3f" if kind == "mean" else ".2%"
+                ),
             ],
         )
         .properties(height=max(_ROW_HEIGHT * len(order) + _AXIS_HEIGHT, 300))

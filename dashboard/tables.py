@@ -8,9 +8,11 @@ from html import escape
 
 from dashboard import formats
 from experiment_service.analysis.interval import Estimate, Interval
+from experiment_service.domain.metric import MetricKind
 from experiment_service.reporting import (
     Check,
     Comparison,
+    EpochReport,
     Look,
     MetricReport,
     OverviewRow,
@@ -274,11 +276,14 @@ def looks_table(looks: Sequence[Look]) -> str:
 
 
 def posteriors_table(
-    posteriors: Sequence[Posterior], colour_of: Mapping[str, str], control: str
+    posteriors: Sequence[Posterior],
+    colour_of: Mapping[str, str],
+    control: str,
+    kind: MetricKind,
 ) -> str:
     """Show the posterior of each variant and P(best)."""
     return table(
-        ("Variant", "Units#", "Rewards#", "Rate, 95% credible#", "P(best)#"),
+        ("Variant", "Units#", "Rewards#", "Reward, 95% credible#", "P(best)#"),
         [
             (
                 variant_name(
@@ -288,16 +293,34 @@ def posteriors_table(
                 ),
                 formats.count(each.units),
                 formats.count(each.rewards),
-                formats.value(each.mean, "proportion")
+                formats.value(each.mean, kind)
                 + small(
-                    f"{formats.value(each.low, 'proportion')} to "
-                    f"{formats.value(each.high, 'proportion')}"
+                    f"{formats.value(each.low, kind)} to "
+                    f"{formats.value(each.high, kind)}"
                 ),
                 f"<b>{formats.probability(each.probability_best)}</b>",
             )
             for each in posteriors
         ],
-        caption="Beta posterior of each variant's reward",
+        caption=f"{'Beta' if posteriors[0].deviation is None else 'Normal'} posterior "
+        "of each variant's reward",
+    )
+
+
+def segments_table(epoch: EpochReport) -> str:
+    """List the weights of each segment in an epoch, the largest segments first."""
+    ordered = sorted(epoch.segments.items(), key=lambda each: (-each[1].units, each[0]))
+    return table(
+        ("Segment", "Units of the epoch#", *(f"{each}#" for each in epoch.weights)),
+        [
+            (
+                escape(name),
+                formats.count(segment.units),
+                *(formats.share(weight) for weight in segment.weights.values()),
+            )
+            for name, segment in ordered
+        ],
+        caption=f"Weights by segment in epoch {epoch.number}",
     )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
 
+import numpy as np
 from sqlalchemy import Connection
 
 from experiment_service.domain.assignment import Assignment, assign
@@ -25,9 +26,10 @@ from experiment_service.domain.experiment import (
     check_key,
     check_weights,
 )
+from experiment_service.domain.metric import METRICS, Metric
 from experiment_service.errors import Conflict, InvalidRequest, InvalidState, known
 from experiment_service.storage import experiments as storage
-from policies import POLICIES, allocate_with_floor, build_policy
+from policies import POLICIES, ArmStatistics, allocate_with_floor, build_policy
 from recommenders import RECOMMENDERS
 
 log = logging.getLogger(__name__)
@@ -64,11 +66,49 @@ def _check_policy(declaration: Declaration) -> None:
             field="policy.name",
         )
     try:
-        build_policy(declaration.policy.name, declaration.policy.parameters)
+        policy = build_policy(declaration.policy.name, declaration.policy.parameters)
     except ValueError as error:
         raise InvalidRequest(
             f"policy.parameters: {error}", field="policy.parameters"
         ) from error
+    name, metric = declaration.policy.name, METRICS[declaration.reward_metric]
+    if metric.kind not in policy.reward_kinds:
+        able = [
+            key for key, each in POLICIES.items() if metric.kind in each.reward_kinds
+        ]
+        raise InvalidRequest(
+            f"reward_metric is {metric.name!r}, a {metric.kind}; policy {name!r} learns "
+            f"from {known(policy.reward_kinds)}, and {known(able)} from a {metric.kind}",
+            field="reward_metric",
+        )
+    if policy.segmented != (declaration.policy.segment_by is not None):
+        segmented = [key for key, each in POLICIES.items() if each.segmented]
+        raise InvalidRequest(
+            f"policy.segment_by is missing; policy {name!r} has weights per segment"
+            if policy.segmented
+            else f"policy.segment_by is given, but policy {name!r} has one table of "
+            f"weights for all; {known(segmented)} has one per segment",
+            field="policy.segment_by",
+        )
+    arms = len(declaration.variants) - (declaration.policy.control_share > 0)
+    try:
+        # A policy may be made for another number of variants.
+        policy.allocate(_no_rewards(arms, metric), np.random.default_rng(0))  # noqa: TID251
+    except ValueError as error:
+        raise InvalidRequest(f"policy {name!r}: {error}", field="policy") from error
+
+
+def _no_rewards(arms: int, metric: Metric) -> ArmStatistics:
+    zeros = np.zeros(arms)
+    base = zeros if metric.kind == "ratio" else None
+    return ArmStatistics(
+        units=zeros,
+        reward_sum=zeros,
+        reward_sum_squares=zeros,
+        base_sum=base,
+        base_sum_squares=base,
+        reward_base_sum=base,
+    )
 
 
 def _check_recommenders(connection: Connection, declaration: Declaration) -> None:

@@ -219,6 +219,7 @@ def encode(event: Exposure | Interaction) -> bytes:
             "fallback": event.fallback,
             "context": dict(event.context),
             "exposed_at": event.exposed_at.isoformat(),
+            "segment": event.segment,
         }
     else:
         document = {

@@ -6,16 +6,17 @@ worker changes nothing: cutoffs are aligned to the schedule and unique in the da
 
 import hashlib
 import logging
-from collections.abc import Mapping
-from dataclasses import replace
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 import numpy as np
 from sqlalchemy import Connection
 
-from experiment_service.analysis.moments import Moments
 from experiment_service.domain.experiment import (
     Epoch,
+    EpochSegment,
     Experiment,
     ExperimentKind,
     ExperimentState,
@@ -25,12 +26,37 @@ from experiment_service.domain.metric import METRICS
 from experiment_service.errors import InvalidState
 from experiment_service.storage import experiments as storage
 from experiment_service.storage.database import lock_for_transaction
-from experiment_service.storage.reads import metric_moments
+from experiment_service.storage.reads import reward_sums
 from policies import ArmStatistics, allocate_with_floor, build_policy
+from policies.base import FloatArray
 
 log = logging.getLogger(__name__)
 
 _SAME = 1e-12
+# Names of the sums that a policy learns from, and what the database calls them.
+_COLUMNS = {"units": "n", "reward_sum": "sum_y", "reward_sum_squares": "sum_yy"}
+_BASE_COLUMNS = {
+    "base_sum": "sum_x",
+    "base_sum_squares": "sum_xx",
+    "reward_base_sum": "sum_xy",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RewardStatistics:
+    """Sufficient statistics of rewards, as an epoch keeps them.
+
+    Attributes
+    ----------
+    pooled : mapping of str to dict
+        Sums by variant: units, reward_sum, reward_sum_squares, and of a ratio those of
+        its base.
+    segments : mapping of str to such mapping, or None
+        The same by segment; None when the policy has no segments.
+    """
+
+    pooled: Mapping[str, Mapping[str, float]]
+    segments: Mapping[str, Mapping[str, Mapping[str, float]]] | None
 
 
 def due_cutoff(
@@ -102,7 +128,7 @@ def reallocate(
         return looks[-1]
     current = storage.list_epochs(connection, experiment.id, last=1)[-1]
     statistics = reward_statistics(connection, experiment, cutoff=cutoff)
-    reason = _reason_to_wait(experiment, policy, statistics)
+    reason = _reason_to_wait(experiment, policy, statistics.pooled)
     epoch = current
     if reason is None:
         epoch, reason = _next_epoch(experiment, current, statistics, cutoff, now)
@@ -112,7 +138,7 @@ def reallocate(
         cutoff=cutoff,
         epoch=epoch.number,
         moved=epoch is not current,
-        statistics=statistics,
+        statistics=statistics.pooled,
         reason=reason,
     )
     look = storage.insert_reallocation(connection, experiment.id, look)
@@ -129,21 +155,42 @@ def reallocate(
 
 def reward_statistics(
     connection: Connection, experiment: Experiment, *, cutoff: datetime
-) -> dict[str, dict[str, float]]:
-    """Return units and rewards per variant, of units whose window closed by `cutoff`."""
+) -> RewardStatistics:
+    """Return units and rewards of units whose window closed by `cutoff`.
+
+    Where the policy discounts, each unit counts as much as its age leaves it.
+    """
+    policy = experiment.declaration.policy
+    half_life = None
+    if policy is not None:
+        half_life = build_policy(policy.name, policy.parameters).half_life
     metric = METRICS[experiment.declaration.reward_metric]
-    pooled = {each.key: Moments.zero() for each in experiment.declaration.variants}
-    cells = metric_moments(connection, experiment, metric, cutoff=cutoff)
-    for (variant, _, _), moments in cells.items():
-        pooled[variant] += moments
-    return {
-        variant: {
-            "units": moments.n,
-            "reward_sum": moments.sum_y,
-            "reward_sum_squares": moments.sum_yy,
-        }
-        for variant, moments in pooled.items()
+    found = reward_sums(
+        connection, experiment, metric, cutoff=cutoff, half_life=half_life
+    )
+    columns = _COLUMNS if metric.kind != "ratio" else _COLUMNS | _BASE_COLUMNS
+
+    def sums(segment: str | None, variant: str) -> dict[str, float]:
+        read = found.get((segment, variant), {})
+        return {column: read.get(name, 0.0) for column, name in columns.items()}
+
+    variants = [each.key for each in experiment.declaration.variants]
+    if policy is None or policy.segment_by is None:
+        return RewardStatistics(
+            pooled={variant: sums(None, variant) for variant in variants}, segments=None
+        )
+    segments = {
+        name: {variant: sums(name, variant) for variant in variants}
+        for name in sorted(policy.segment_by.names)
     }
+    pooled = {
+        variant: {
+            column: math.fsum(each[variant][column] for each in segments.values())
+            for column in columns
+        }
+        for variant in variants
+    }
+    return RewardStatistics(pooled=pooled, segments=segments)
 
 
 def _ruled_variants(experiment: Experiment, policy: PolicySpecification) -> list[str]:
@@ -173,7 +220,7 @@ def _reason_to_wait(
 def _next_epoch(
     experiment: Experiment,
     current: Epoch,
-    statistics: Mapping[str, Mapping[str, float]],
+    statistics: RewardStatistics,
     cutoff: datetime,
     now: datetime,
 ) -> tuple[Epoch, str]:
@@ -182,37 +229,51 @@ def _next_epoch(
     assert policy is not None  # noqa: S101 - the caller has refused other experiments
     number = current.number + 1
     metric = METRICS[experiment.declaration.reward_metric]
-    epoch = Epoch(
-        number=number,
-        weights=current.weights,
-        floor=policy.floor,
-        control_share=policy.control_share,
-        statistics=statistics,
-        cutoff=cutoff,
-        policy={
-            "name": policy.name,
-            "parameters": dict(policy.parameters),
-            "lower_is_better": metric.direction == "lower",
-            "control": experiment.declaration.control.key,
-        },
-        seed=epoch_seed(experiment.variant_salt, number),
-        reason=f"{policy.name} on rewards up to {cutoff.isoformat()}",
-        started_at=now,
+    segments = None
+    if statistics.segments is not None:
+        segments = {
+            name: EpochSegment(weights=current.weights_of(name), statistics=each)
+            for name, each in statistics.segments.items()
+        }
+    epoch = compute_weights(
+        Epoch(
+            number=number,
+            weights=current.weights,
+            segments=segments,
+            floor=policy.floor,
+            control_share=policy.control_share,
+            statistics=statistics.pooled,
+            cutoff=cutoff,
+            policy={
+                "name": policy.name,
+                "parameters": dict(policy.parameters),
+                "lower_is_better": metric.direction == "lower",
+                "control": experiment.declaration.control.key,
+            },
+            seed=epoch_seed(experiment.variant_salt, number),
+            reason=f"{policy.name} on rewards up to {cutoff.isoformat()}",
+            started_at=now,
+        )
     )
-    weights = compute_weights(epoch)
-    if all(abs(weights[v] - current.weights[v]) < _SAME for v in weights):
+    names = [None] if segments is None else list(segments)
+    if all(
+        abs(epoch.weights_of(name)[v] - current.weights_of(name)[v]) < _SAME
+        for name in names
+        for v in current.weights
+    ):
         return current, "weights stay: the policy gives the weights in force"
-    return replace(epoch, weights=weights), epoch.reason
+    return epoch, epoch.reason
 
 
-def compute_weights(epoch: Epoch) -> dict[str, float]:
+def compute_weights(epoch: Epoch) -> Epoch:
     """Compute the weights of an epoch from its own row: statistics, policy and seed.
 
     Returns
     -------
-    dict of str to float
-        Per variant, ``floor + (1 - sum of what is reserved) * policy weight``; the
-        control's fixed share is outside the policy.
+    Epoch
+        With weights per variant, ``floor + (1 - sum of what is reserved) * policy
+        weight``; the control's fixed share is outside the policy. With segments, each
+        has its own, and those of all are their mean by units.
 
     Raises
     ------
@@ -226,27 +287,46 @@ def compute_weights(epoch: Epoch) -> dict[str, float]:
         variants.index(epoch.policy["control"]) if epoch.control_share > 0 else None
     )
     ruled = [variant for i, variant in enumerate(variants) if i != control]
-    columns = ("units", "reward_sum", "reward_sum_squares")
-    units, sums, squares = (
-        np.array([epoch.statistics[variant][column] for variant in ruled], dtype=float)
-        for column in columns
-    )
     policy = build_policy(epoch.policy["name"], epoch.policy["parameters"])
+    tables = [epoch.statistics]
+    if epoch.segments is not None:
+        tables = [each.statistics for each in epoch.segments.values()]
+    columns = tables[0][variants[0]]
+    sums = {
+        column: np.array(
+            [[table[variant][column] for variant in ruled] for table in tables]
+        )
+        for column in columns
+    }
+    if epoch.segments is None:
+        sums = {column: rows[0] for column, rows in sums.items()}
     preferred = policy.allocate(
-        ArmStatistics(
-            units=units,
-            reward_sum=sums,
-            reward_sum_squares=squares,
-            lower_is_better=epoch.policy["lower_is_better"],
-        ),
+        ArmStatistics(**sums, lower_is_better=epoch.policy["lower_is_better"]),
         np.random.default_rng(epoch.seed),
     )
-    weights = allocate_with_floor(
-        preferred,
-        floor=epoch.floor,
-        control=control,
-        control_share=epoch.control_share,
+    rows = [
+        allocate_with_floor(
+            row, floor=epoch.floor, control=control, control_share=epoch.control_share
+        )
+        for row in np.atleast_2d(preferred)
+    ]
+    if epoch.segments is None:
+        return replace(epoch, weights=_named(variants, rows[0]))
+    units = np.array([sum(table[v]["units"] for v in variants) for table in tables])
+    shares = (
+        units / units.sum() if units.sum() > 0 else np.full(len(units), 1 / len(units))
     )
+    return replace(
+        epoch,
+        weights=_named(variants, shares @ np.array(rows)),
+        segments={
+            name: replace(each, weights=_named(variants, row))
+            for (name, each), row in zip(epoch.segments.items(), rows, strict=True)
+        },
+    )
+
+
+def _named(variants: Sequence[str], weights: FloatArray) -> dict[str, float]:
     return {variant: float(w) for variant, w in zip(variants, weights, strict=True)}
 
 

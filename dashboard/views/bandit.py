@@ -71,20 +71,22 @@ def _traffic(report: Report) -> None:
         instead="No epoch yet: the experiment has not started.",
         key="Weights by epoch",
     )
+    if report.epochs and report.epochs[-1].segments:
+        st.html(tables.segments_table(report.epochs[-1]))
 
 
 def _beliefs(report: Report, bandit: BanditReport) -> None:
-    colour_of = encodings.colours(report.facts)
+    colour_of, kind = encodings.colours(report.facts), report.reward.kind
     left, right = st.columns([3, 2], gap="large")
     with left:
         st.subheader("What the rewards say", anchor=False)
         st.caption(
-            f"Posterior of the {report.reward.title.lower()} of each variant, from all "
-            f"units that count, with prior Beta({bandit.prior[0]:g}, "
-            f"{bandit.prior[1]:g})."
+            f"Posterior of the {report.reward.title.lower()} of each variant, from "
+            f"units that count, with {bandit.prior}."
         )
         parts.chart(
-            charts.densities(bandit.posteriors, colour_of),
+            charts.densities(bandit.posteriors, colour_of, kind),
+            instead="All rewards are alike so far.",
             key="Posterior densities",
         )
     with right:
@@ -94,7 +96,8 @@ def _beliefs(report: Report, bandit: BanditReport) -> None:
             charts.probability_best(bandit.posteriors, colour_of),
             key="Probability of being best",
         )
-    st.html(tables.posteriors_table(bandit.posteriors, colour_of, report.facts.control))
+    control = report.facts.control
+    st.html(tables.posteriors_table(bandit.posteriors, colour_of, control, kind))
 
 
 def _history(report: Report, bandit: BanditReport) -> None:

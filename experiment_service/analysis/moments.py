@@ -199,6 +199,8 @@ class EpochMoments:
         Probability of every variant of the experiment in this epoch; sums to 1.
     moments : mapping of str to Moments
         Of the units of the epoch, by variant; a missing variant had no units.
+    segment : str or None
+        The segment of the epoch that they are of, where each has its own weights.
 
     Raises
     ------
@@ -209,6 +211,7 @@ class EpochMoments:
 
     weights: Mapping[str, float]
     moments: Mapping[str, Moments]
+    segment: str | None = None
 
     def __post_init__(self) -> None:
         total = math.fsum(self.weights.values())

@@ -116,12 +116,15 @@ def weigh(
     """Weigh the scores of two variants over the epochs in which both had weight.
 
     With h = (1/e_treatment + 1/e_control)^(-1/2) every unit adds the same variance,
-    whatever the weights were: the condition for a normal limit in adaptive data.
+    whatever the weights were: the condition for a normal limit in adaptive data. Where
+    segments have weights of their own, effects are meant to differ between them, and h
+    would favour those whose weights are even: there h = 1, so that the values are those
+    of all units, whatever their segment. A floor keeps the variance in bounds.
 
     Parameters
     ----------
     epochs : sequence of EpochMoments
-        In the order of time.
+        In the order of time; the segments of an epoch one after the other.
     kind : {"proportion", "mean", "ratio"}
         Only a ratio looks at x.
     treatment, control : str
@@ -157,6 +160,8 @@ def weigh(
     if treated.total.n < 2 or controlled.total.n < 2:
         return Withheld(reason="A variant has no units in epochs that both shared.")
     h = (1 / treated.propensity + 1 / controlled.propensity) ** -0.5
+    if any(epoch.segment is not None for epoch in used):
+        h = np.ones_like(h)
     overlap = _overlap(treated, controlled, h)
     if overlap.effective_sample_size < minimum_effective_sample_size:
         return Withheld(

@@ -70,6 +70,9 @@ class PolicyDocument(Request):
     control_share: float = 0.0
     interval: Duration = "1h"
     minimum_units: Whole = 50
+    segment_by: dict[Identifier, list[Any]] | None = Field(
+        default=None, examples=[{"device": ["phone", "desktop"]}]
+    )
 
 
 class DeclarationDocument(Request):
@@ -117,11 +120,21 @@ class PlacementRequest(Request):
     settings: VariantSettings = Field(default_factory=dict)
 
 
+class SegmentDocument(Answer):
+    """What an epoch holds for one segment of units."""
+
+    weights: dict[str, float]
+    statistics: dict[str, dict[str, float]]
+
+
 class EpochDocument(Answer):
     """Span in which one allocation holds; never changed."""
 
     number: int
     weights: dict[str, float]
+    segments: dict[str, SegmentDocument] | None = Field(
+        description="Weights of each segment, of a policy that has segments."
+    )
     floor: float
     control_share: float
     statistics: dict[str, dict[str, float]] | None
@@ -172,6 +185,7 @@ class ExplanationDocument(Answer):
     variant: str | None
     propensity: float | None
     epoch: int | None
+    segment: str | None
     step: str
     reason: str
     counted: bool = Field(description="Whether its exposures count in the analysis.")

@@ -48,6 +48,8 @@ class Assignment:
         and for a unit that is not in the experiment.
     epoch : int or None
         Epoch whose weights and salt were used.
+    segment : str or None
+        Segment whose weights were used, of a bandit that has segments.
     step : Step
         What decided.
     reason : str
@@ -58,6 +60,7 @@ class Assignment:
     variant: str | None
     propensity: float | None
     epoch: int | None
+    segment: str | None = None
     step: Step
     reason: str
 
@@ -131,7 +134,7 @@ def assign(
     epoch : Epoch
         The epoch in force.
     attributes : mapping
-        What targeting may look at.
+        What targeting and segments look at.
     first_epoch : Epoch, optional
         In mode sticky, the epoch of the unit's first exposure: the unit keeps that
         epoch, its draw and its propensity.
@@ -157,12 +160,12 @@ def assign(
             step=Step.OVERRIDE,
             reason="an override names this unit; it is not counted in the analysis",
         )
-    segment = layer_segment(experiment.layer_salt, unit_id)
+    place = layer_segment(experiment.layer_salt, unit_id)
     start, end = declaration.segments
-    if not start <= segment < end:
+    if not start <= place < end:
         return outside(
             Step.LAYER_SEGMENT,
-            f"segment {segment} of layer {declaration.layer!r} is outside {start} to "
+            f"segment {place} of layer {declaration.layer!r} is outside {start} to "
             f"{end - 1}",
         )
     gate = uniform(experiment.traffic_salt, unit_id)
@@ -181,16 +184,22 @@ def assign(
             )
     drawn = first_epoch or epoch
     salt = epoch_salt(experiment.variant_salt, declaration.kind, drawn.number)
-    variant = choose_variant(drawn.weights, salt, unit_id)
-    weight = drawn.weights[variant]
+    policy, segment = declaration.policy, None
+    if policy is not None and policy.segment_by is not None:
+        segment = policy.segment_by.of(attributes)
+    weights = drawn.weights_of(segment)
+    variant = choose_variant(weights, salt, unit_id)
+    weight = weights[variant]
     return Assignment(
         experiment=experiment.key,
         variant=variant,
         propensity=weight,
         epoch=drawn.number,
+        segment=segment,
         step=Step.STICKY if first_epoch else Step.VARIANT,
         reason=(
             f"drawn with weight {weight:g} in epoch {drawn.number}"
+            + (f", segment {segment!r}" if segment is not None else "")
             + (", the epoch of its first exposure" if first_epoch else "")
         ),
     )

@@ -14,7 +14,12 @@ from experiment_service.domain.declaration import (
     parse_declaration,
 )
 from experiment_service.domain.event import AttributeValue
-from experiment_service.domain.experiment import Epoch, Experiment, ExperimentState
+from experiment_service.domain.experiment import (
+    Epoch,
+    EpochSegment,
+    Experiment,
+    ExperimentState,
+)
 from experiment_service.errors import NotFound, known
 
 #: Epochs kept per experiment, for sticky units and prefetched exposures.
@@ -130,6 +135,7 @@ def epoch_document(epoch: Epoch) -> dict[str, Any]:
     return {
         "number": epoch.number,
         "weights": dict(epoch.weights),
+        "segments": segments_document(epoch),
         "floor": epoch.floor,
         "control_share": epoch.control_share,
         "statistics": epoch.statistics,
@@ -141,11 +147,32 @@ def epoch_document(epoch: Epoch) -> dict[str, Any]:
     }
 
 
+def segments_document(epoch: Epoch) -> dict[str, Any] | None:
+    """Write the segments of an epoch as a JSON document, None without any."""
+    if epoch.segments is None:
+        return None
+    return {
+        name: {"weights": dict(each.weights), "statistics": each.statistics}
+        for name, each in epoch.segments.items()
+    }
+
+
+def parse_segments(
+    document: Mapping[str, Any] | None,
+) -> dict[str, EpochSegment] | None:
+    """Read what `segments_document` wrote."""
+    if document is None:
+        return None
+    return {name: EpochSegment(**each) for name, each in document.items()}
+
+
 def parse_epoch(document: Mapping[str, Any]) -> Epoch:
     """Read what `epoch_document` wrote."""
     return Epoch(
         **{
             **document,
+            # A copy on disk may be of a version that had no segments.
+            "segments": parse_segments(document.get("segments")),
             "cutoff": _parse_instant(document["cutoff"]),
             "started_at": datetime.fromisoformat(document["started_at"]),
         }

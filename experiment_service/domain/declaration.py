@@ -22,6 +22,7 @@ from experiment_service.domain.experiment import (
     TargetingRule,
     Variant,
 )
+from experiment_service.domain.segment import Segmentation
 from experiment_service.errors import InvalidRequest, known
 
 _Choice = TypeVar("_Choice", bound=StrEnum)
@@ -184,6 +185,18 @@ _rule = _record(
     "values",
 )
 
+_values = _list(_scalar)
+
+
+def _segmentation(name: str, value: object) -> Segmentation:
+    return Segmentation(
+        by={
+            attribute: _values(f"{name}.{attribute}", values)
+            for attribute, values in _mapping(name, value).items()
+        }
+    )
+
+
 _policy = _record(
     PolicySpecification,
     {
@@ -193,6 +206,7 @@ _policy = _record(
         "control_share": _number,
         "interval": parse_duration,
         "minimum_units": _whole,
+        "segment_by": _segmentation,
     },
     "name",
 )
@@ -239,8 +253,11 @@ def parse_declaration(document: object) -> Declaration:
 
 def declaration_document(declaration: Declaration) -> dict[str, Any]:
     """Write a declaration as a document that `parse_declaration` reads back."""
-    document = _plain(declaration)
-    return dict(document)
+    document = dict(_plain(declaration))
+    policy = declaration.policy
+    if policy is not None and policy.segment_by is not None:
+        document["policy"]["segment_by"] = _plain(policy.segment_by.by)
+    return document
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401 - walks any value of a declaration

@@ -156,7 +156,7 @@ class Exposure:
     ----------
     id : UUID
         UUIDv7 made by the service.
-    experiment_id, epoch, variant, propensity
+    experiment_id, epoch, segment, variant, propensity
         The assignment that decided it; `propensity` in (0, 1].
     unit_id : str
         The shopper.
@@ -184,6 +184,7 @@ class Exposure:
     fallback: bool
     context: Mapping[str, AttributeValue]
     exposed_at: datetime
+    segment: str | None = None
 
     def __post_init__(self) -> None:
         if len(self.items) != len(self.sources):

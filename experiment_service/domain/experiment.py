@@ -14,6 +14,7 @@ from typing import Any
 
 from experiment_service.domain.event import AttributeValue, check_id
 from experiment_service.domain.metric import METRICS
+from experiment_service.domain.segment import Segmentation
 from experiment_service.errors import InvalidRequest, known
 
 SEGMENTS = 10_000
@@ -203,6 +204,8 @@ class PolicySpecification:
         Time between reallocations, 5 seconds to 30 days.
     minimum_units : int
         Units each variant needs before weights move.
+    segment_by : Segmentation or None
+        What makes the segments of a policy that has weights for each.
     """
 
     name: str
@@ -211,6 +214,7 @@ class PolicySpecification:
     control_share: float = 0.0
     interval: timedelta = timedelta(hours=1)
     minimum_units: int = 50
+    segment_by: Segmentation | None = None
 
     def __post_init__(self) -> None:
         check_share("policy.floor", self.floor)
@@ -334,11 +338,11 @@ class Declaration:
                 f"of {self.policy.control_share:g}; together they take {reserved:g}, "
                 "more than 1",
             )
-        if METRICS[self.reward_metric].kind != "proportion":
+        if self.policy.segment_by is not None and self.mode is AssignmentMode.STICKY:
             raise _refuse(
-                "reward_metric",
-                f"is {self.reward_metric!r}, a {METRICS[self.reward_metric].kind}; the "
-                "policies of this version learn from proportions",
+                "mode",
+                "is 'sticky' beside policy.segment_by; a unit whose attributes change "
+                "could not keep its variant, so use mode redraw",
             )
         if any(weight <= 0 for weight in self.initial_weights.values()):
             raise _refuse("weights", "of a bandit must all be above 0 at the start")
@@ -383,6 +387,25 @@ class Experiment:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EpochSegment:
+    """What an epoch holds for one segment of units.
+
+    Attributes
+    ----------
+    weights : mapping of str to float
+        Share of the segment's traffic per variant, sums to 1.
+    statistics : mapping
+        Sufficient statistics of the segment's units per variant.
+    """
+
+    weights: Mapping[str, float]
+    statistics: Mapping[str, Mapping[str, float]]
+
+    def __post_init__(self) -> None:
+        check_weights(self.weights, tuple(self.weights))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Epoch:
     """Span in which one allocation holds; never changed once stored.
 
@@ -391,7 +414,10 @@ class Epoch:
     number : int
         From 0.
     weights : mapping of str to float
-        Share of traffic per variant, sums to 1.
+        Share of traffic per variant, sums to 1; with segments their mean, each counted
+        by its units so far.
+    segments : mapping of str to EpochSegment, or None
+        Weights of each segment, if they have their own.
     floor, control_share : float
         What the weights were built with.
     statistics : mapping or None
@@ -411,6 +437,7 @@ class Epoch:
 
     number: int
     weights: Mapping[str, float]
+    segments: Mapping[str, EpochSegment] | None = None
     floor: float = 0.0
     control_share: float = 0.0
     statistics: Mapping[str, Mapping[str, float]] | None = None
@@ -422,8 +449,15 @@ class Epoch:
 
     def __post_init__(self) -> None:
         check_weights(self.weights, tuple(self.weights))
-        low = min(self.weights.values())
+        tables = [self.weights, *(s.weights for s in (self.segments or {}).values())]
+        low = min(min(table.values()) for table in tables)
         if low < self.floor - _WEIGHT_TOLERANCE:
             raise _refuse(
                 "weights", f"reach down to {low}, below the floor {self.floor}"
             )
+
+    def weights_of(self, segment: str | None) -> Mapping[str, float]:
+        """Return the weights of a segment; those of all where it has none of its own."""
+        if segment is None or self.segments is None or segment not in self.segments:
+            return self.weights
+        return self.segments[segment].weights

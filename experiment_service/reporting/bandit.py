@@ -3,23 +3,30 @@
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 
+import numpy as np
 from scipy import stats
 
 from experiment_service.analysis.moments import Moments
-from experiment_service.domain.experiment import (
-    Experiment,
-    ExperimentState,
-    PolicySpecification,
-)
+from experiment_service.domain.experiment import Experiment, ExperimentState
 from experiment_service.domain.metric import METRICS, Metric
 from experiment_service.reporting.values import BanditReport, Look, Posterior
 from experiment_service.storage.experiments import Reallocation
-from policies import build_policy
+from policies import ArmStatistics, Policy, build_policy
+from policies.gaussian_thompson import GaussianThompson
 from policies.probability_best import probability_best
-from policies.thompson import Thompson
+from policies.thompson import beta_posterior
 
 #: Prior beside a policy that has none of its own: every rate equally likely.
 UNIFORM = (1.0, 1.0)
+
+_SUMS = (
+    "units",
+    "reward_sum",
+    "reward_sum_squares",
+    "base_sum",
+    "base_sum_squares",
+    "reward_base_sum",
+)
 
 
 def bandit_report(
@@ -34,7 +41,7 @@ def bandit_report(
     Parameters
     ----------
     rewards : mapping of str to Moments
-        Of the units that count, by variant; the reward of a bandit is a proportion.
+        Of the units that count, by variant.
 
     Returns
     -------
@@ -45,7 +52,11 @@ def bandit_report(
     if policy is None:
         return None
     metric = METRICS[experiment.declaration.reward_metric]
-    prior = _prior(policy)
+    built = build_policy(policy.name, policy.parameters)
+    statistics = _statistics(metric, rewards)
+    if built.half_life is not None and looks:
+        statistics = _stored(metric, looks[-1])
+    normal = metric.kind != "proportion" or isinstance(built, GaussianThompson)
     return BanditReport(
         policy=policy.name,
         parameters=dict(policy.parameters),
@@ -64,45 +75,106 @@ def bandit_report(
             )
             for look in looks
         ),
-        prior=prior,
-        posteriors=_posteriors(metric, rewards, prior, level=level),
+        prior=_prior(built, normal=normal),
+        posteriors=_normal_posteriors(list(rewards), built, statistics, level=level)
+        if normal
+        else _beta_posteriors(list(rewards), built, statistics, level=level),
     )
 
 
-def _prior(specification: PolicySpecification) -> tuple[float, float]:
+def _prior(policy: Policy, *, normal: bool) -> str:
+    if normal:
+        units = _gaussian(policy).prior_units
+        text = (
+            f"a prior worth {units:g} {'unit' if units == 1 else 'units'} of all pooled"
+        )
+    else:
+        successes, failures = _beta_prior(policy)
+        text = f"prior Beta({successes:g}, {failures:g})"
+    if policy.half_life is not None:
+        text += f", rewards counting half after {timedelta(seconds=policy.half_life)}"
+    if policy.segmented:
+        text += ", the segments together"
+    return text
+
+
+def _beta_prior(policy: Policy) -> tuple[float, float]:
     """Return the prior that the policy itself starts from, so that P(best) agrees."""
-    policy = build_policy(specification.name, specification.parameters)
-    if isinstance(policy, Thompson):
-        return policy.prior_successes, policy.prior_failures
-    return UNIFORM
+    return (
+        float(getattr(policy, "prior_successes", UNIFORM[0])),
+        float(getattr(policy, "prior_failures", UNIFORM[1])),
+    )
 
 
-def _posteriors(
-    metric: Metric,
-    rewards: Mapping[str, Moments],
-    prior: tuple[float, float],
-    *,
-    level: float,
+def _gaussian(policy: Policy) -> GaussianThompson:
+    return policy if isinstance(policy, GaussianThompson) else GaussianThompson()
+
+
+def _statistics(metric: Metric, rewards: Mapping[str, Moments]) -> ArmStatistics:
+    names = ["n", "sum_y", "sum_yy"]
+    if metric.kind == "ratio":
+        names += ["sum_x", "sum_xx", "sum_xy"]
+    sums = [[getattr(each, name) for each in rewards.values()] for name in names]
+    return ArmStatistics(
+        **dict(zip(_SUMS, sums, strict=False)),  # type: ignore[arg-type]
+        lower_is_better=metric.direction == "lower",
+    )
+
+
+def _stored(metric: Metric, look: Reallocation) -> ArmStatistics:
+    """Return what the policy saw at a look, discounted as it is."""
+    rows = list(look.statistics.values())
+    sums = {name: [row[name] for row in rows] for name in rows[0]}
+    return ArmStatistics(
+        **sums,  # type: ignore[arg-type]
+        lower_is_better=metric.direction == "lower",
+    )
+
+
+def _beta_posteriors(
+    variants: Sequence[str], policy: Policy, statistics: ArmStatistics, *, level: float
 ) -> tuple[Posterior, ...]:
-    alphas = [prior[0] + each.sum_y for each in rewards.values()]
-    betas = [prior[1] + each.n - each.sum_y for each in rewards.values()]
-    best = probability_best(alphas, betas, lower_is_better=metric.direction == "lower")
-    tail = (1 - level) / 2
+    successes, failures = _beta_prior(policy)
+    alpha, beta = beta_posterior(statistics, successes, failures)
+    best = probability_best(alpha, beta, lower_is_better=statistics.lower_is_better)
+    law = stats.beta(alpha, beta)
+    low, high = law.interval(level)
     return tuple(
         Posterior(
             variant=variant,
-            units=int(moments.n),
-            rewards=int(moments.sum_y),
-            alpha=alpha,
-            beta=beta,
-            mean=alpha / (alpha + beta),
-            low=float(stats.beta.ppf(tail, alpha, beta)),
-            high=float(stats.beta.isf(tail, alpha, beta)),
-            probability_best=float(share),
+            units=float(statistics.units[arm]),
+            rewards=float(statistics.reward_sum[arm]),
+            alpha=float(alpha[arm]),
+            beta=float(beta[arm]),
+            mean=float(alpha[arm] / (alpha[arm] + beta[arm])),
+            low=float(low[arm]),
+            high=float(high[arm]),
+            probability_best=float(best[arm]),
         )
-        for (variant, moments), alpha, beta, share in zip(
-            rewards.items(), alphas, betas, best, strict=True
+        for arm, variant in enumerate(variants)
+    )
+
+
+def _normal_posteriors(
+    variants: Sequence[str], policy: Policy, statistics: ArmStatistics, *, level: float
+) -> tuple[Posterior, ...]:
+    law = _gaussian(policy)
+    mean, deviation = law.posterior(statistics)
+    # Nothing is drawn; the generator is of the contract.
+    best = law.allocate(statistics, np.random.default_rng(0))  # noqa: TID251
+    half = stats.norm.isf((1 - level) / 2) * deviation
+    return tuple(
+        Posterior(
+            variant=variant,
+            units=float(statistics.units[arm]),
+            rewards=float(statistics.reward_sum[arm]),
+            deviation=float(deviation[arm]),
+            mean=float(mean[arm]),
+            low=float(mean[arm] - half[arm]),
+            high=float(mean[arm] + half[arm]),
+            probability_best=float(best[arm]),
         )
+        for arm, variant in enumerate(variants)
     )
 
 

@@ -45,11 +45,12 @@ def experiment_checks(
 
 
 def _unit_checks(traffic: Traffic) -> list[Check]:
-    by_epoch: dict[int, dict[str, float]] = {each.number: {} for each in traffic.epochs}
-    for (number, variant), each in traffic.units.items():
-        by_epoch[number][variant] = each.units
-    counts = list(by_epoch.values())
-    weights = [epoch.weights for epoch in traffic.epochs]
+    by_number = {epoch.number: epoch for epoch in traffic.epochs}
+    entries: dict[tuple[int, str | None], dict[str, float]] = {}
+    for cell, each in traffic.units.items():
+        entries.setdefault((cell.epoch, cell.segment), {})[cell.variant] = each.units
+    counts = list(entries.values())
+    weights = [by_number[number].weights_of(segment) for number, segment in entries]
     total = sum(each.units for each in traffic.units.values())
     crossed = sum(each.crossed for each in traffic.units.values())
     results = (

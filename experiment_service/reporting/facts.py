@@ -1,12 +1,18 @@
 """What an experiment is and what traffic it had, whatever the metric."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from experiment_service.domain.experiment import Epoch, Experiment, Variant
-from experiment_service.reporting.values import EpochReport, Facts, VariantFacts
-from experiment_service.storage.counts import ExposureCount, UnitCount
+from experiment_service.reporting.values import (
+    EpochReport,
+    Facts,
+    SegmentReport,
+    VariantFacts,
+)
+from experiment_service.storage.counts import ExposureCount, UnitCell, UnitCount
 from experiment_service.storage.experiments import Reallocation
 
 
@@ -15,7 +21,7 @@ class Traffic:
     """Epochs and looks of an experiment, and what was counted in them."""
 
     epochs: Sequence[Epoch]
-    units: Mapping[tuple[int, str], UnitCount]
+    units: Mapping[UnitCell, UnitCount]
     exposures: Mapping[str, ExposureCount]
     interactions: Mapping[str, int]
     looks: Sequence[Reallocation]
@@ -52,7 +58,9 @@ def facts_of(experiment: Experiment, traffic: Traffic, *, as_of: datetime) -> Fa
 def _variant(variant: Variant, traffic: Traffic) -> VariantFacts:
     shown = traffic.exposures.get(variant.key)
     units = [
-        each.units for (_, key), each in traffic.units.items() if key == variant.key
+        each.units
+        for cell, each in traffic.units.items()
+        if cell.variant == variant.key
     ]
     return VariantFacts(
         key=variant.key,
@@ -68,15 +76,23 @@ def _variant(variant: Variant, traffic: Traffic) -> VariantFacts:
 def epoch_reports(experiment: Experiment, traffic: Traffic) -> tuple[EpochReport, ...]:
     """Put the units of each epoch beside its weights."""
     variants = [variant.key for variant in experiment.declaration.variants]
-    none = UnitCount(units=0, crossed=0)
+    units: Counter[tuple[int, str]] = Counter()
+    by_segment: Counter[tuple[int, str | None]] = Counter()
+    for cell, each in traffic.units.items():
+        units[cell.epoch, cell.variant] += each.units
+        by_segment[cell.epoch, cell.segment] += each.units
     return tuple(
         EpochReport(
             number=epoch.number,
             started_at=epoch.started_at,
             weights={variant: epoch.weights[variant] for variant in variants},
-            units={
-                variant: traffic.units.get((epoch.number, variant), none).units
-                for variant in variants
+            units={variant: units[epoch.number, variant] for variant in variants},
+            segments={
+                name: SegmentReport(
+                    weights={variant: each.weights[variant] for variant in variants},
+                    units=by_segment[epoch.number, name],
+                )
+                for name, each in (epoch.segments or {}).items()
             },
             cutoff=epoch.cutoff,
             reason=epoch.reason,

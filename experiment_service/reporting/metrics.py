@@ -83,21 +83,30 @@ def pooled_moments(experiment: Experiment, cells: MetricCells) -> dict[str, Mome
     pooled = {
         variant.key: Moments.zero() for variant in experiment.declaration.variants
     }
-    for (variant, _, _), moments in cells.moments.items():
-        pooled[variant] += moments
+    for cell, moments in cells.moments.items():
+        pooled[cell.variant] += moments
     return pooled
 
 
 def epoch_moments(cells: MetricCells, epochs: Sequence[Epoch]) -> list[EpochMoments]:
-    """Pool the days of each epoch that has units, in the order of time."""
-    weights = {epoch.number: epoch.weights for epoch in epochs}
-    pooled: dict[int, dict[str, Moments]] = {}
-    for (variant, epoch, _), moments in cells.moments.items():
-        of_epoch = pooled.setdefault(epoch, {})
-        of_epoch[variant] = of_epoch.get(variant, Moments.zero()) + moments
+    """Pool the days of each epoch that has units, in the order of time.
+
+    With segments each of them is an entry of its own, as its weights are.
+    """
+    by_number = {epoch.number: epoch for epoch in epochs}
+    pooled: dict[tuple[int, str | None], dict[str, Moments]] = {}
+    for cell, moments in cells.moments.items():
+        entry = pooled.setdefault((cell.epoch, cell.segment), {})
+        entry[cell.variant] = entry.get(cell.variant, Moments.zero()) + moments
     return [
-        EpochMoments(weights=weights[epoch], moments=pooled[epoch])
-        for epoch in sorted(pooled)
+        EpochMoments(
+            weights=by_number[number].weights_of(segment),
+            moments=pooled[number, segment],
+            segment=segment,
+        )
+        for number, segment in sorted(
+            pooled, key=lambda entry: (entry[0], entry[1] or "")
+        )
     ]
 
 

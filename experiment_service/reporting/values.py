@@ -106,13 +106,28 @@ class MetricReport:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class SegmentReport:
+    """One segment of an epoch: its weights, and the units first exposed in it."""
+
+    weights: Mapping[str, float]
+    units: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class EpochReport:
-    """An epoch: its weights, and the units that were first exposed in it."""
+    """An epoch: its weights, and the units that were first exposed in it.
+
+    Attributes
+    ----------
+    segments : mapping of str to SegmentReport
+        By segment; empty when all have the same weights.
+    """
 
     number: int
     started_at: datetime
     weights: Mapping[str, float]
     units: Mapping[str, int]
+    segments: Mapping[str, SegmentReport] = dataclasses.field(default_factory=dict)
     cutoff: datetime | None
     reason: str
 
@@ -129,14 +144,16 @@ class Look:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Posterior:
-    """Beta posterior of a variant's reward, from all units that count.
+    """Posterior of a variant's reward: a Beta or a normal distribution.
 
     Attributes
     ----------
-    units, rewards : int
-        Units that count, and those with a reward.
-    alpha, beta : float
-        Parameters, > 0.
+    units, rewards : float
+        Units that count and the sum of their rewards; discounted if the policy does.
+    alpha, beta : float or None
+        Parameters of a Beta distribution, > 0.
+    deviation : float or None
+        Standard deviation of a normal one, >= 0.
     mean, low, high : float
         Mean and central credible interval at the level of the report.
     probability_best : float
@@ -144,10 +161,11 @@ class Posterior:
     """
 
     variant: str
-    units: int
-    rewards: int
-    alpha: float
-    beta: float
+    units: float
+    rewards: float
+    alpha: float | None = None
+    beta: float | None = None
+    deviation: float | None = None
     mean: float
     low: float
     high: float
@@ -164,8 +182,8 @@ class BanditReport:
         When the next reallocation is due; None unless it runs.
     looks : tuple of Look
         In the order of time.
-    prior : tuple of float
-        Parameters of the Beta prior of every variant.
+    prior : str
+        What every variant starts from, in words.
     """
 
     policy: str
@@ -177,7 +195,7 @@ class BanditReport:
     mode: str
     next_look_at: datetime | None
     looks: tuple[Look, ...]
-    prior: tuple[float, float]
+    prior: str
     posteriors: tuple[Posterior, ...]
 
 

@@ -52,6 +52,7 @@ def make_exposure(
         fallback=carousel.fallback,
         context=attributes,
         exposed_at=now,
+        segment=assignment.segment,
     )
 
 
@@ -118,6 +119,7 @@ def verify_exposure(
         exposed_at=now
         if exposed_at is None
         else check_instant("exposed_at", exposed_at, now=now),
+        segment=assignment.segment,
     )
 
 

@@ -6,14 +6,26 @@ at the latest ones only.
 
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import Connection, Float, Text, cast, extract, func, select, table
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Float,
+    Text,
+    cast,
+    extract,
+    func,
+    null,
+    select,
+    table,
+)
 from sqlalchemy.dialects.postgresql import ARRAY, aggregate_order_by
 
 from experiment_service.domain.experiment import Experiment
 from experiment_service.storage import schema
-from experiment_service.storage.reads import units_seen
+from experiment_service.storage.reads import has_segments, units_seen
 
 _LATEST_EXPOSURES = 1000
 _NEWEST_EXPOSURES = 20
@@ -78,15 +90,28 @@ class MinuteCount:
     interactions: int
 
 
+class UnitCell(NamedTuple):
+    """Where units are counted: by their first exposure."""
+
+    epoch: int
+    segment: str | None
+    variant: str
+
+
 def unit_counts(
     connection: Connection, experiment: Experiment, *, cutoff: datetime
-) -> dict[tuple[int, str], UnitCount]:
-    """Return the units per epoch and variant of their first exposure."""
+) -> dict[UnitCell, UnitCount]:
+    """Return the units per epoch, segment and variant of their first exposure."""
     seen = units_seen(experiment)
     order = aggregate_order_by(seen.c.variant, seen.c.first_at, seen.c.variant)
+    segment: ColumnElement[Any] = null()
+    if has_segments(experiment):
+        first = aggregate_order_by(seen.c.segment, seen.c.first_at, seen.c.variant)
+        segment = func.array_agg(first, type_=ARRAY(Text))[1]
     each = (
         select(
             func.min(seen.c.epoch).label("epoch"),
+            segment.label("segment"),
             func.array_agg(order, type_=ARRAY(Text))[1].label("variant"),
             (func.min(seen.c.variant) != func.max(seen.c.variant)).label("crossed"),
         )
@@ -97,13 +122,16 @@ def unit_counts(
     rows = connection.execute(
         select(
             each.c.epoch,
+            each.c.segment,
             each.c.variant,
             func.count().label("units"),
             func.count().filter(each.c.crossed).label("crossed"),
-        ).group_by(each.c.epoch, each.c.variant)
+        ).group_by(each.c.epoch, each.c.segment, each.c.variant)
     )
     return {
-        (row.epoch, row.variant): UnitCount(units=row.units, crossed=row.crossed)
+        UnitCell(row.epoch, row.segment, row.variant): UnitCount(
+            units=row.units, crossed=row.crossed
+        )
         for row in rows
     }
 

@@ -28,6 +28,7 @@ from sqlalchemy import (
     Select,
     Subquery,
     Table,
+    Text,
     and_,
     case,
     cast,
@@ -39,10 +40,12 @@ from sqlalchemy import (
     select,
     text,
     true,
+    tuple_,
     union,
 )
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.dialects.postgresql import ARRAY, aggregate_order_by, insert
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.types import TypeEngine
 
 from experiment_service.domain.event import MAX_AGE, Exposure, Interaction
 from experiment_service.domain.experiment import ExperimentKind
@@ -240,6 +243,7 @@ def _exposure_row(exposure: Exposure) -> tuple[object, ...]:
         exposure.fallback,
         _JSON.encode(dict(exposure.context)),
         exposure.exposed_at,
+        exposure.segment,
     )
 
 
@@ -291,10 +295,10 @@ def _add_unit_exposures(
     totals = (
         select(
             *key,
-            # One weight holds for a variant in an epoch: these are all the same.
-            func.min(exposures.c.propensity).label("propensity"),
+            _of_first(exposures, exposures.c.propensity, Double),
             func.count().label("exposures"),
             func.count().filter(exposures.c.fallback).label("fallback_exposures"),
+            _of_first(exposures, exposures.c.segment, Text),
             func.min(exposures.c.exposed_at).label("first_at"),
             func.max(exposures.c.exposed_at).label("last_at"),
             func.min(recorded_at).label("recorded_at"),
@@ -304,11 +308,13 @@ def _add_unit_exposures(
     )
     adding = insert(target).from_select(totals.selected_columns.keys(), totals)
     had, new = target.c, adding.excluded
+    earlier = tuple_(*_order(new)) < tuple_(*_order(had))
     connection.execute(
         adding.on_conflict_do_update(
             constraint=target.primary_key,
             set_={
-                "propensity": func.least(had.propensity, new.propensity),
+                "propensity": case((earlier, new.propensity), else_=had.propensity),
+                "segment": case((earlier, new.segment), else_=had.segment),
                 "exposures": had.exposures + new.exposures,
                 "fallback_exposures": had.fallback_exposures + new.fallback_exposures,
                 "first_at": func.least(had.first_at, new.first_at),
@@ -317,6 +323,20 @@ def _add_unit_exposures(
             },
         )
     )
+
+
+def _order(columns: Any) -> tuple[ColumnElement[Any], ...]:  # noqa: ANN401 - of a table
+    """Order the exposures of a unit: in an epoch a segment has one propensity."""
+    at = columns.exposed_at if "exposed_at" in columns else columns.first_at
+    return at, func.coalesce(columns.segment, "")
+
+
+def _of_first(
+    exposures: FromClause, column: ColumnElement[Any], kind: type[TypeEngine[Any]]
+) -> ColumnElement[Any]:
+    """Return what a column holds in the first exposure of a group."""
+    ordered = aggregate_order_by(column, *_order(exposures.c))
+    return func.array_agg(ordered, type_=ARRAY(kind))[1].label(column.name)
 
 
 def _add_outcomes(connection: Connection, pairs: Sequence[Select[Any]]) -> int:

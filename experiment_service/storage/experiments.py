@@ -19,6 +19,8 @@ from experiment_service.domain.configuration import (
     LiveModel,
     Placement,
     RunningExperiment,
+    parse_segments,
+    segments_document,
 )
 from experiment_service.domain.declaration import (
     declaration_document,
@@ -237,6 +239,7 @@ def insert_epoch(connection: Connection, experiment_id: int, epoch: Epoch) -> No
                 experiment_id=experiment_id,
                 number=epoch.number,
                 weights=dict(epoch.weights),
+                segments=segments_document(epoch),
                 floor=epoch.floor,
                 control_share=epoch.control_share,
                 statistics=epoch.statistics,
@@ -269,6 +272,7 @@ def list_epochs(
         Epoch(
             number=row.number,
             weights=row.weights,
+            segments=parse_segments(row.segments),
             floor=row.floor,
             control_share=row.control_share,
             statistics=row.statistics,
@@ -372,7 +376,7 @@ def load_configuration(connection: Connection, *, now: datetime) -> Configuratio
         experiment.key: RunningExperiment(
             experiment=experiment,
             epochs={
-                epoch.number: epoch
+                epoch.number: _for_serving(epoch)
                 for epoch in list_epochs(connection, experiment.id, last=RECENT_EPOCHS)
             },
         )
@@ -393,6 +397,18 @@ def load_configuration(connection: Connection, *, now: datetime) -> Configuratio
         states={row.key: row.state for row in states},
         models={row.name: LiveModel(**row._mapping) for row in live},  # noqa: SLF001
         loaded_at=now,
+    )
+
+
+def _for_serving(epoch: Epoch) -> Epoch:
+    """Leave out what the weights of segments were computed from: it may be much."""
+    if epoch.segments is None:
+        return epoch
+    return replace(
+        epoch,
+        segments={
+            name: replace(each, statistics={}) for name, each in epoch.segments.items()
+        },
     )
 
 

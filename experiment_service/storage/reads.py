@@ -7,7 +7,7 @@ The sums are made in the database, as the metric's declaration says, from
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import (
     CTE,
@@ -41,8 +41,26 @@ from experiment_service.domain.experiment import (
 from experiment_service.domain.metric import Metric
 from experiment_service.storage import schema
 
-#: Variant, epoch and UTC day of a unit's first exposure.
-Cell = tuple[str, int, date]
+
+class Cell(NamedTuple):
+    """Where units belong by their first exposure.
+
+    Attributes
+    ----------
+    segment : str or None
+        None in an experiment without segments.
+    day : date
+        UTC.
+    """
+
+    variant: str
+    epoch: int
+    segment: str | None
+    day: date
+
+
+#: Age in half-lives beyond which a reward counts the same: for nothing.
+_OLDEST = 1000.0
 
 _SUMS = ("n", "sum_y", "sum_yy", "sum_x", "sum_xx", "sum_xy")
 
@@ -96,7 +114,7 @@ def moments_by_metric(
     """Return what `metric_moments` returns for several metrics, in one pass."""
     units = units_of_analysis(experiment, metrics, cutoff=cutoff)
     day = cast(func.timezone("UTC", units.c.first_at), Date)
-    cell = (units.c.variant, units.c.epoch, day.label("day"))
+    cell = (units.c.variant, units.c.epoch, units.c.segment, day.label("day"))
     columns = [
         column
         for i, metric in enumerate(metrics)
@@ -119,7 +137,7 @@ def _cells(rows: Sequence[Row[Any]], prefix: str) -> MetricCells:
         open_units[variant] = open_units.get(variant, 0) + still_open
         cell = _moments(row, prefix)
         if cell.n:
-            moments[variant, row.epoch, row.day] = cell
+            moments[Cell(variant, row.epoch, row.segment, row.day)] = cell
     return MetricCells(moments=moments, open_units=open_units)
 
 
@@ -172,6 +190,50 @@ def moment_series(
         spans = series.setdefault(row.variant, [Moments.zero()] * buckets)
         spans[row.bucket - 1] = _moments(row, "m")
     return series
+
+
+def reward_sums(
+    connection: Connection,
+    experiment: Experiment,
+    metric: Metric,
+    *,
+    cutoff: datetime,
+    half_life: float | None = None,
+) -> dict[tuple[str | None, str], dict[str, float]]:
+    """Return n and the sums of y, y y, x, x x and x y that a policy learns from.
+
+    Of the units that `metric_moments` counts, by segment and variant.
+
+    Parameters
+    ----------
+    half_life : float, optional
+        Seconds; each of a unit's sums counts 0.5 ** (age / half_life), its age being
+        the time from its first exposure to the cutoff.
+
+    Returns
+    -------
+    dict of (segment or None, variant) to dict of str to float
+        Keys n, sum_y, sum_yy, sum_x, sum_xx, sum_xy; without units nothing.
+    """
+    units = units_of_analysis(experiment, [metric], cutoff=cutoff)
+    value = value_of_unit(experiment, metric, units, cutoff=cutoff)
+    y, x = value.y, value.x
+    worth: ColumnElement[float] = literal(1.0, Float)
+    if half_life is not None:
+        age = cast(extract("epoch", literal(cutoff) - units.c.first_at), Float)
+        worth = func.power(0.5, func.least(age / half_life, _OLDEST))
+    sums = [func.sum(worth * each) for each in (1, y, y * y, x, x * x, x * y)]
+    labelled = [each.label(name) for name, each in zip(_SUMS, sums, strict=True)]
+    rows = connection.execute(
+        select(units.c.segment, units.c.variant, *labelled)
+        .select_from(units)
+        .where(value.counts)
+        .group_by(units.c.segment, units.c.variant)
+    ).mappings()
+    return {
+        (row["segment"], row["variant"]): {name: float(row[name]) for name in _SUMS}
+        for row in rows
+    }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -260,6 +322,10 @@ def units_of_analysis(
         first = aggregate_order_by(rows.c.propensity, rows.c.epoch)
         drawn = func.array_agg(first, type_=ARRAY(Float)).filter(rows.c.own)
         columns += [rows.c.unit_id, drawn[1].label("propensity")]
+    # Without segments there is nothing to look for in each row.
+    segment: ColumnElement[Any] = (
+        func.min(rows.c.segment) if has_segments(experiment) else null()
+    )
     by_cutoff = rows.c.first_at <= cutoff
     variant = func.min(rows.c.variant).filter(by_cutoff)
     return (
@@ -267,6 +333,7 @@ def units_of_analysis(
             variant.label("variant"),
             # Epochs open in order, so the first exposure has the smallest.
             func.min(rows.c.epoch).label("epoch"),
+            segment.label("segment"),
             func.sum(rows.c.exposures).filter(rows.c.own).label("exposures"),
             func.min(rows.c.first_at).filter(rows.c.own).label("first_at"),
             func.max(rows.c.last_at).filter(rows.c.own).label("last_at"),
@@ -276,6 +343,12 @@ def units_of_analysis(
         .having(variant == func.max(rows.c.variant).filter(by_cutoff))
         .cte("units")
     )
+
+
+def has_segments(experiment: Experiment) -> bool:
+    """Whether units of an experiment have segments."""
+    policy = experiment.declaration.policy
+    return policy is not None and policy.segment_by is not None
 
 
 def _kinds(metrics: Sequence[Metric]) -> list[str]:
@@ -308,6 +381,7 @@ def units_seen(experiment: Experiment) -> CTE:
             shown.c.epoch,
             shown.c.variant,
             shown.c.propensity,
+            shown.c.segment,
             shown.c.exposures,
             shown.c.first_at,
             shown.c.last_at,

@@ -25,7 +25,11 @@ from sqlalchemy.dialects.postgresql import ARRAY, distinct_on
 from experiment_service.domain.experiment import Experiment
 from experiment_service.domain.metric import Metric
 from experiment_service.storage import schema
-from experiment_service.storage.reads import units_of_analysis, value_of_unit
+from experiment_service.storage.reads import (
+    has_segments,
+    units_of_analysis,
+    value_of_unit,
+)
 
 _BATCH = 50_000
 #: Name of a segment's part when the exposure's context lacks the attribute.
@@ -78,7 +82,8 @@ def stream_rounds(
     cutoff : datetime
         Last instant used, with time zone.
     segment_by : sequence of str
-        Attributes in the context of the unit's first exposure that make its segment.
+        Attributes in the context of the unit's first exposure that make its segment;
+        the experiment's own segments, if it has any, when left out.
     """
     # A large log takes longer to sort than a request may take.
     connection.execute(text("SET LOCAL statement_timeout = 0"))
@@ -102,6 +107,8 @@ def stream_rounds(
         columns.append(func.concat_ws(" / ", *parts))
         same = (first.c.unit_id == units.c.unit_id) & (first.c.epoch == units.c.epoch)
         source = units.outerjoin(first, same)
+    elif has_segments(experiment):
+        columns.append(units.c.segment)
     query = select(*columns).select_from(source).where(value.counts)
     query = query.order_by(units.c.first_at, units.c.unit_id)
     rows = connection.execution_options(

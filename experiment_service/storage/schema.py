@@ -103,6 +103,7 @@ epoch = Table(
     Column("experiment_id", Integer, ForeignKey("experiment.id"), nullable=False),
     Column("number", Integer, nullable=False),
     Column("weights", JSONB, nullable=False),
+    Column("segments", JSONB),
     Column("floor", Double, nullable=False),
     Column("control_share", Double, nullable=False),
     Column("statistics", JSONB),
@@ -144,6 +145,8 @@ exposure = Table(
     Column("fallback", Boolean, nullable=False),
     Column("context", JSONB, nullable=False),
     _instant("exposed_at"),
+    # Of a bandit that has weights per segment.
+    Column("segment", Text),
     _recorded_at(),
     CheckConstraint("propensity > 0 AND propensity <= 1", name="propensity"),
     CheckConstraint("cardinality(items) = cardinality(sources)", name="sources"),
@@ -191,6 +194,8 @@ unit_exposure = Table(
     Column("propensity", Double, nullable=False),
     Column("exposures", Integer, nullable=False),
     Column("fallback_exposures", Integer, nullable=False),
+    # Of the first exposure, as is the propensity.
+    Column("segment", Text),
     _instant("first_at"),
     _instant("last_at"),
     _recorded_at(),

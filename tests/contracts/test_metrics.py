@@ -23,6 +23,7 @@ from experiment_service.storage.reads import (
     metric_moments,
     moment_series,
     moments_by_metric,
+    reward_sums,
 )
 from experiment_service.storage.rounds import stream_rounds
 
@@ -188,7 +189,7 @@ def units_by_hand(mode, exposures, interactions, metric, cutoff):
 def moments_by_hand(*given):
     values = defaultdict(list)
     for first, *rest in units_by_hand(*given):
-        cell = first.variant, first.epoch, first.exposed_at.date()
+        cell = first.variant, first.epoch, None, first.exposed_at.date()
         values[cell].append(rest)
     return values
 
@@ -279,7 +280,7 @@ def test_series_adds_up_by_the_time_at_which_windows_closed(stored, name):
         )
     for variant, spans in series.items():
         rows = [
-            row for (v, _, _), cell in values.items() if v == variant for row in cell
+            row for place, cell in values.items() if place[0] == variant for row in cell
         ]
         width = (cutoff - start) / buckets
         for number, span in enumerate(spans):
@@ -358,3 +359,26 @@ def rows_of(batch):
         batch.segment,
         strict=True,
     )
+
+
+@pytest.mark.parametrize("half_life", [None, 20 * 3600.0, 7.0])
+@pytest.mark.parametrize("cutoff", CUTOFFS)
+@pytest.mark.parametrize("name", ALL_METRICS)
+def test_what_a_policy_learns_from_are_discounted_sums(stored, name, cutoff, half_life):
+    mode, engine, experiment, exposures, interactions = stored
+    metric = ALL_METRICS[name]
+    expected = defaultdict(lambda: np.zeros(6))
+    for first, y, x, _ in units_by_hand(mode, exposures, interactions, metric, cutoff):
+        age = (cutoff - first.exposed_at).total_seconds()
+        worth = 1.0 if half_life is None else 0.5 ** (age / half_life)
+        sums = np.array([1, y, y * y, x, x * x, x * y], dtype=float)
+        expected[None, first.variant] += worth * sums
+    with transaction(engine) as connection:
+        found = reward_sums(
+            connection, experiment, metric, cutoff=cutoff, half_life=half_life
+        )
+    assert found.keys() == expected.keys()
+    for cell, sums in expected.items():
+        assert list(found[cell].values()) == pytest.approx(
+            list(sums), rel=1e-12, abs=1e-290
+        )

@@ -2,6 +2,7 @@
 
 import hashlib
 import threading
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
@@ -15,7 +16,7 @@ from sqlalchemy.exc import DBAPIError
 from experiment_service import experimentation
 from experiment_service.domain.declaration import parse_declaration
 from experiment_service.domain.event import Exposure, Interaction, event_uuid
-from experiment_service.errors import InvalidState
+from experiment_service.errors import InvalidRequest, InvalidState
 from experiment_service.reallocation import (
     compute_weights,
     due_cutoff,
@@ -26,6 +27,7 @@ from experiment_service.storage import experiments as storage
 from experiment_service.storage import models
 from experiment_service.storage.database import transaction
 from experiment_service.storage.events import store_events
+from policies import POLICIES, ArmStatistics, build_policy
 
 START = datetime(2026, 11, 1, 12, tzinfo=UTC)
 WINDOW = timedelta(minutes=10)
@@ -88,7 +90,15 @@ def start_bandit(engine, *, reward_metric="visitor_interaction_rate", **policy):
 
 
 def store_rewards(
-    engine, experiment, counts, *, at=START, epoch=0, prefix="u", kind="click"
+    engine,
+    experiment,
+    counts,
+    *,
+    at=START,
+    epoch=0,
+    prefix="u",
+    kind="click",
+    segment=None,
 ):
     with transaction(engine) as connection:
         weights = storage.list_epochs(connection, experiment.id)[epoch].weights
@@ -108,6 +118,7 @@ def store_rewards(
                     fallback=False,
                     context={},
                     exposed_at=at,
+                    segment=segment,
                 )
                 exposures.append(exposure)
                 if i < rewarded:
@@ -184,7 +195,10 @@ def test_the_row_alone_gives_the_weights_again(engine):
     store_rewards(engine, experiment, COUNTS)
     look(engine)
     stored = epochs(engine, experiment)[1]
-    assert compute_weights(stored) == pytest.approx(dict(stored.weights), abs=1e-12)
+    again = replace(stored, weights=dict.fromkeys(stored.weights, 1 / 3))
+    assert compute_weights(again).weights == pytest.approx(
+        dict(stored.weights), abs=1e-12
+    )
     with pytest.raises(ValueError, match="epoch 0 was not computed"):
         compute_weights(epochs(engine, experiment)[0])
 
@@ -322,3 +336,173 @@ def test_a_stopped_bandit_is_refused(engine):
         experimentation.stop(connection, "offers", actor="test", now=CUTOFF)
     with pytest.raises(InvalidState, match="is a stopped bandit"):
         look(engine)
+
+
+SEGMENTED = {
+    "name": "segmented_thompson",
+    "floor": 0.02,
+    "segment_by": {"device": ["phone", "desk"]},
+}
+IN_SEGMENTS = {
+    "phone": {"control": (300, 20), "knn": (200, 40), "als": (250, 30)},
+    "desk": {"control": (100, 20), "knn": (100, 5), "als": (100, 8)},
+    "other": {"control": (50, 4), "knn": (50, 4), "als": (50, 4)},
+}
+
+
+def store_in_segments(engine, experiment, at=START):
+    for segment, counts in IN_SEGMENTS.items():
+        store_rewards(
+            engine, experiment, counts, at=at, prefix=f"{segment}", segment=segment
+        )
+
+
+def test_each_segment_gets_the_weights_that_its_policy_gives_it(engine):
+    experiment = start_bandit(engine, **SEGMENTED)
+    store_in_segments(engine, experiment)
+    reallocation = look(engine)
+    assert reallocation.moved
+    stored = epochs(engine, experiment)[1]
+    names = sorted(IN_SEGMENTS)
+    assert sorted(stored.segments) == names
+    units, successes = (
+        np.array([[IN_SEGMENTS[s][v][i] for v in COUNTS] for s in names], dtype=float)
+        for i in (0, 1)
+    )
+    asked = build_policy("segmented_thompson", {}).allocate(
+        ArmStatistics(units=units, reward_sum=successes, reward_sum_squares=successes),
+        np.random.default_rng(0),
+    )
+    for name, row in zip(names, asked, strict=True):
+        expected = 0.02 + (1 - 3 * 0.02) * row
+        found = [stored.segments[name].weights[variant] for variant in COUNTS]
+        assert found == pytest.approx(list(expected), abs=1e-12)
+    by_units = units.sum(axis=1) / units.sum() @ (0.02 + (1 - 0.06) * asked)
+    found = [stored.weights[variant] for variant in COUNTS]
+    assert found == pytest.approx(list(by_units), abs=1e-12)
+    assert stored.segments["desk"].weights["control"] > 0.8
+    assert stored.segments["phone"].weights["knn"] > 0.8
+    assert stored.statistics["knn"]["units"] == 350
+    assert reallocation.statistics == stored.statistics
+
+
+def test_the_row_alone_gives_the_weights_of_segments_again(engine):
+    experiment = start_bandit(engine, **SEGMENTED)
+    store_in_segments(engine, experiment)
+    look(engine)
+    stored = epochs(engine, experiment)[1]
+    equal = dict.fromkeys(COUNTS, 1 / 3)
+    blank = replace(
+        stored,
+        weights=equal,
+        segments={k: replace(s, weights=equal) for k, s in stored.segments.items()},
+    )
+    again = compute_weights(blank)
+    for name, segment in stored.segments.items():
+        assert again.segments[name].weights == pytest.approx(
+            dict(segment.weights), abs=1e-12
+        )
+    assert not look(engine, CUTOFF + timedelta(hours=1)).moved
+
+
+def test_a_policy_that_discounts_gives_the_same_weights_however_late_the_job(engine):
+    half_life = 1800.0
+    experiment = start_bandit(
+        engine,
+        name="discounted_thompson",
+        parameters={"half_life": half_life},
+        floor=0.0,
+        minimum_units=0,
+    )
+    store_rewards(engine, experiment, {"control": (100, 50), "knn": (100, 10)})
+    later = START + timedelta(minutes=40)
+    store_rewards(
+        engine, experiment, {"knn": (200, 120), "als": (200, 60)}, at=later, prefix="v"
+    )
+    with transaction(engine) as connection:
+        # The job runs two hours late; what it looks at ends at its cutoff.
+        late = reallocate(
+            connection, "offers", cutoff=CUTOFF, now=CUTOFF + timedelta(hours=2)
+        )
+    old, new = 0.5 ** (3600 / half_life), 0.5 ** (1200 / half_life)
+    expected = {
+        "control": (100 * old, 50 * old),
+        "knn": (100 * old + 200 * new, 10 * old + 120 * new),
+        "als": (200 * new, 60 * new),
+    }
+    for variant, (units, rewards) in expected.items():
+        assert late.statistics[variant]["units"] == pytest.approx(units, rel=1e-12)
+        assert late.statistics[variant]["reward_sum"] == pytest.approx(
+            rewards, rel=1e-12
+        )
+    weights = epochs(engine, experiment)[1].weights
+    assert weights == pytest.approx(probability_best(expected), abs=1e-9)
+
+
+def test_a_ratio_is_learned_from_with_its_base(engine):
+    experiment = start_bandit(
+        engine,
+        reward_metric="click_through_rate",
+        name="gaussian_thompson",
+        floor=0.0,
+        minimum_units=0,
+    )
+    store_rewards(engine, experiment, COUNTS)
+    # Seen again at once: two exposures of each unit of knn, and no second click.
+    again = {"knn": (300, 0)}
+    store_rewards(engine, experiment, again, at=START + timedelta(minutes=2))
+    statistics = look(engine).statistics
+    assert statistics["knn"] == {
+        "units": 300,
+        "reward_sum": 45,
+        "reward_sum_squares": 45,
+        "base_sum": 600,
+        "base_sum_squares": 1200,
+        "reward_base_sum": 90,
+    }
+    weights = epochs(engine, experiment)[1].weights
+    # 0.100, 0.075 and 0.080 clicks for each exposure.
+    assert weights["control"] == max(weights.values())
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"reward_metric": "clicks_per_visitor"}, "learns from proportion"),
+        ({"name": "segmented_thompson"}, "policy.segment_by is missing"),
+        (
+            {"segment_by": {"device": ["phone"]}},
+            "segmented_thompson has one per segment",
+        ),
+        (
+            {"name": "fixed", "parameters": {"weights": [0.5, 0.5]}},
+            "policy 'fixed'",
+        ),
+        ({"parameters": {"half_life": 5}}, "has no parameter 'half_life'"),
+        (
+            {"name": "discounted_thompson", "parameters": {"half_life": 0}},
+            "half_life is 0",
+        ),
+    ],
+)
+def test_a_policy_that_does_not_fit_is_refused_when_the_bandit_is_made(
+    engine, changes, words
+):
+    with pytest.raises(InvalidRequest) as refused:
+        start_bandit(engine, **changes)
+    assert words in refused.value.message
+
+
+@pytest.mark.parametrize("policy", sorted(POLICIES))
+def test_every_policy_runs_from_rows_to_weights(engine, policy):
+    more = (
+        {"segment_by": {"device": ["phone"]}} if policy == "segmented_thompson" else {}
+    )
+    experiment = start_bandit(engine, name=policy, **more)
+    segment = "phone" if more else None
+    store_rewards(engine, experiment, COUNTS, segment=segment)
+    reallocation = look(engine)
+    weights = epochs(engine, experiment)[-1].weights
+    assert sum(weights.values()) == pytest.approx(1, abs=1e-9)
+    assert min(weights.values()) >= 0.05 - 1e-12
+    assert reallocation.moved == (policy not in ("fixed", "uniform"))

@@ -7,12 +7,16 @@ ROWS = pytest.StashKey[list]()
 
 @pytest.fixture
 def report(request):
-    """Note a measured share: report(method, setting, share, trials=None)."""
+    """Note what was measured: report(method, setting, value, trials=None, error=None).
+
+    A value is exact, a share of independent trials, or comes with its standard error.
+    """
     rows = request.config.stash.setdefault(ROWS, [])
 
-    def note(method, setting, share, trials=None):
-        error = 0.0 if trials is None else (share * (1 - share) / trials) ** 0.5
-        by = "exact" if trials is None else f"{error:.4f}"
+    def note(method, setting, share, trials=None, error=None):
+        if trials is not None:
+            error = (share * (1 - share) / trials) ** 0.5
+        by = "exact" if error is None else f"{error:.4f}"
         rows.append(f"| {method} | {setting} | {share:.4f} | {by} |")
 
     return note

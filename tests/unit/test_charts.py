@@ -247,7 +247,7 @@ POSTERIORS = (
 
 
 def test_densities_are_those_of_scipy():
-    spec = valid(charts.densities(POSTERIORS, COLOURS))
+    spec = valid(charts.densities(POSTERIORS, COLOURS, "proportion"))
     shown = [row for row in rows(spec) if row["variant"] == "als"]
     rates = np.array([row["rate"] for row in shown])
     found = [row["density"] for row in shown]
@@ -287,7 +287,7 @@ def test_traffic_shows_silent_minutes_as_zero():
 
 
 def test_every_chart_is_altair():
-    drawn = charts.densities(POSTERIORS, COLOURS)
+    drawn = charts.densities(POSTERIORS, COLOURS, "mean")
     assert isinstance(drawn, alt.Chart)
 
 

@@ -135,9 +135,54 @@ def variants(*weights, **changes):
             "0 or more",
         ),
         (
-            {**BANDIT, "reward_metric": "click_through_rate"},
-            "reward_metric",
-            "learn from proportions",
+            {**BANDIT, "policy": {"name": "p", "segment_by": {}}},
+            "policy.segment_by",
+            "at least one attribute",
+        ),
+        (
+            {**BANDIT, "policy": {"name": "p", "segment_by": {"device": []}}},
+            "policy.segment_by.device",
+            "at least one",
+        ),
+        (
+            {**BANDIT, "policy": {"name": "p", "segment_by": {"device": ["a", "a"]}}},
+            "policy.segment_by.device",
+            "more than once",
+        ),
+        (
+            {**BANDIT, "policy": {"name": "p", "segment_by": {"device": ["other"]}}},
+            "policy.segment_by.device",
+            "other than 'other'",
+        ),
+        (
+            {**BANDIT, "policy": {"name": "p", "segment_by": {"n": [1, "1"]}}},
+            "policy.segment_by.n",
+            "more than once",
+        ),
+        (
+            {**BANDIT, "policy": {"name": "p", "segment_by": {"n": [[1]]}}},
+            None,
+            "a text, a finite number or a truth value",
+        ),
+        (
+            {
+                **BANDIT,
+                "policy": {
+                    "name": "p",
+                    "segment_by": {k: list("abcdef") for k in ("x", "y", "z")},
+                },
+            },
+            "policy.segment_by",
+            "343 segments",
+        ),
+        (
+            {
+                **BANDIT,
+                "mode": "sticky",
+                "policy": {"name": "p", "segment_by": {"device": ["phone"]}},
+            },
+            "mode",
+            "use mode redraw",
         ),
         ({**BANDIT, "variants": variants(0.0, 1.0)}, "weights", "above 0"),
         (
