@@ -249,6 +249,8 @@ def _next_epoch(
                 "parameters": dict(policy.parameters),
                 "lower_is_better": metric.direction == "lower",
                 "control": experiment.declaration.control.key,
+                # The order of a policy's arms, which JSON objects do not keep.
+                "variants": [each.key for each in experiment.declaration.variants],
             },
             seed=epoch_seed(experiment.variant_salt, number),
             reason=f"{policy.name} on rewards up to {cutoff.isoformat()}",
@@ -282,7 +284,7 @@ def compute_weights(epoch: Epoch) -> Epoch:
     """
     if epoch.statistics is None or epoch.policy is None:
         raise ValueError(f"epoch {epoch.number} was not computed by a policy")
-    variants = list(epoch.weights)
+    variants = list(epoch.policy["variants"])
     control = (
         variants.index(epoch.policy["control"]) if epoch.control_share > 0 else None
     )

@@ -425,8 +425,8 @@ class Epoch:
     cutoff : datetime or None
         Last instant used in the statistics.
     policy : mapping or None
-        Name, parameters and direction of the policy, so that the row alone is enough
-        to compute the weights again.
+        Name, parameters and direction of the policy, the control and the order of the
+        variants, so that the row alone is enough to compute the weights again.
     seed : int
         Seed of the generator handed to the policy.
     reason : str

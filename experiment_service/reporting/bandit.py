@@ -55,7 +55,7 @@ def bandit_report(
     built = build_policy(policy.name, policy.parameters)
     statistics = _statistics(metric, rewards)
     if built.half_life is not None and looks:
-        statistics = _stored(metric, looks[-1])
+        statistics = _stored(metric, looks[-1], list(rewards))
     normal = metric.kind != "proportion" or isinstance(built, GaussianThompson)
     return BanditReport(
         policy=policy.name,
@@ -121,9 +121,11 @@ def _statistics(metric: Metric, rewards: Mapping[str, Moments]) -> ArmStatistics
     )
 
 
-def _stored(metric: Metric, look: Reallocation) -> ArmStatistics:
+def _stored(
+    metric: Metric, look: Reallocation, variants: Sequence[str]
+) -> ArmStatistics:
     """Return what the policy saw at a look, discounted as it is."""
-    rows = list(look.statistics.values())
+    rows = [look.statistics[variant] for variant in variants]
     sums = {name: [row[name] for row in rows] for name in rows[0]}
     return ArmStatistics(
         **sums,  # type: ignore[arg-type]

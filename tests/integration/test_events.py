@@ -203,7 +203,7 @@ def units_by_hand(exposures):
         key: (
             len(shown),
             sum(each.fallback for each in shown),
-            shown[0].propensity,
+            *min((e.exposed_at, e.segment or "", e.propensity) for e in shown)[1:],
             min(each.exposed_at for each in shown),
             max(each.exposed_at for each in shown),
         )
@@ -218,6 +218,7 @@ def units(engine):
             (row.experiment_id, row.unit_id, row.epoch, row.variant): (
                 row.exposures,
                 row.fallback_exposures,
+                row.segment or "",
                 row.propensity,
                 row.first_at,
                 row.last_at,
@@ -233,6 +234,7 @@ def test_every_column_is_stored(engine, ab, make):
     odd = ('"', "\\", "a\tb\nc", "{}", "NULL", "", "\\N", "päö 🛒", "a,b", "'")
     exposure = make.exposure(
         ab,
+        segment="phone / käse",
         unit_id="ünit\\",
         variant="b",
         epoch=1,
@@ -446,8 +448,8 @@ def test_crossover_leaves_a_row_per_variant(engine, ab, make):
     store(engine, make.exposure(ab, variant="a"), make.exposure(ab, variant="b"))
     store(engine, make.exposure(ab, variant="b", fallback=True))
     assert units(engine) == {
-        (ab, "u", 0, "a"): (1, 0, 0.5, START, START),
-        (ab, "u", 0, "b"): (2, 1, 0.5, START, START),
+        (ab, "u", 0, "a"): (1, 0, "", 0.5, START, START),
+        (ab, "u", 0, "b"): (2, 1, "", 0.5, START, START),
     }
 
 
@@ -539,6 +541,7 @@ def random_events(make, ab, bandit, *, count=250):
     for _ in range(count):
         experiment = rng.choice([ab, bandit])
         epoch = rng.randrange(2)
+        segment = rng.choice(["desk", "phone"]) if experiment == bandit else None
         shown.append(
             make.exposure(
                 experiment,
@@ -546,7 +549,8 @@ def random_events(make, ab, bandit, *, count=250):
                 at=rng.choice(times),
                 variant=rng.choice("ab"),
                 epoch=epoch,
-                propensity=0.25 + 0.5 * epoch,
+                propensity=0.25 + 0.5 * epoch + (0.125 if segment == "phone" else 0),
+                segment=segment,
                 fallback=rng.random() < 0.2,
             )
         )

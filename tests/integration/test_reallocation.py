@@ -506,3 +506,14 @@ def test_every_policy_runs_from_rows_to_weights(engine, policy):
     assert sum(weights.values()) == pytest.approx(1, abs=1e-9)
     assert min(weights.values()) >= 0.05 - 1e-12
     assert reallocation.moved == (policy not in ("fixed", "uniform"))
+
+
+def test_fixed_weights_are_those_of_the_variants_in_their_declared_order(engine):
+    weights = [0.2, 0.3, 0.5]
+    experiment = start_bandit(
+        engine, name="fixed", parameters={"weights": weights}, floor=0.0
+    )
+    store_rewards(engine, experiment, COUNTS)
+    assert look(engine).moved
+    stored = epochs(engine, experiment)[1].weights
+    assert [stored[variant] for variant in COUNTS] == pytest.approx(weights)

@@ -5,9 +5,10 @@ from collections import Counter
 from uuid import UUID
 
 import pytest
+from sqlalchemy import text
 
 from experiment_service.api import documents, schemas
-from experiment_service.domain.experiment import Epoch
+from experiment_service.domain.experiment import Epoch, EpochSegment
 from experiment_service.storage import database
 from experiment_service.storage import experiments as storage
 from tests.integration.serving.conftest import UNITS, bandit, declaration, now
@@ -22,6 +23,16 @@ def experiments(running_shop):
         declaration("ab", overrides={"qa": "new"}, traffic_share=0.9),
         bandit("redraw", placement="shelf", layer="shelf"),
         bandit("sticky", placement="basket", layer="basket", mode="sticky"),
+        bandit(
+            "by-device",
+            placement="cart",
+            layer="cart",
+            policy={
+                "name": "segmented_thompson",
+                "interval": "1h",
+                "segment_by": {"device": ["phone", "desk"]},
+            },
+        ),
     ):
         assert running_shop.post("/v1/experiments", document).status_code == 201
         path = f"/v1/experiments/{document['key']}/start"
@@ -241,12 +252,18 @@ def test_every_documented_interaction_field_is_accepted(running_shop):
     assert answer.json() == {"accepted": 2, "refused": []}
 
 
-def open_epoch(server, key, weights):
+def open_epoch(server, key, weights, segments=None):
     """Open an epoch as a reallocation would, and wait until it is served."""
     with database.transaction(server.engine) as connection:
         experiment = storage.get_experiment(connection, key)
         number = storage.list_epochs(connection, experiment.id)[-1].number + 1
-        epoch = Epoch(number=number, weights=weights, reason="test", started_at=now())
+        epoch = Epoch(
+            number=number,
+            weights=weights,
+            segments=segments,
+            reason="test",
+            started_at=now(),
+        )
         storage.insert_epoch(connection, experiment.id, epoch)
     server.wait_for(
         lambda: assign(server, "probe", key, attributes={})["epoch"] == number
@@ -285,6 +302,54 @@ def test_sticky_units_keep_their_variant_and_redrawn_ones_do_not(running_shop):
     # Independent draws: 200 * 0.5 * 0.7 = 70 units are new twice; 4 standard errors 27.
     assert abs(pairs[True, True] - 70) < 27
     assert abs(pairs[False, True] - 70) < 27
+
+
+def test_a_segment_has_its_own_weights_and_they_are_its_propensity(running_shop):
+    weights = {"phone": 0.9, "desk": 0.2, "other": 0.6}
+    open_epoch(
+        running_shop,
+        "by-device",
+        {"old": 0.5, "new": 0.5},
+        segments={
+            name: EpochSegment(weights={"old": 1 - share, "new": share}, statistics={})
+            for name, share in weights.items()
+        },
+    )
+    for segment, share in weights.items():
+        attributes = {} if segment == "other" else {"device": segment}
+        drawn = Counter()
+        for unit in UNITS:
+            answer = recommend(running_shop, unit, "cart", attributes=attributes)
+            drawn[answer["variant"]] += 1
+            expected = share if answer["variant"] == "new" else 1 - share
+            assert answer["propensity"] == pytest.approx(expected, abs=1e-12)
+        spread = 4 * (len(UNITS) * share * (1 - share)) ** 0.5
+        assert abs(drawn["new"] - len(UNITS) * share) < spread
+    prefetched = recommend(
+        running_shop,
+        "shopper",
+        "cart",
+        attributes={"device": "desk"},
+        log_exposure=False,
+    )
+    assert running_shop.post("/v1/exposures", prefetched["exposure"]).is_success
+    told = explain(running_shop, "shopper", "by-device", {"device": "desk"})
+    assert (told["segment"], told["variant"]) == ("desk", prefetched["variant"])
+    running_shop.wait_for(lambda: waiting_events(running_shop) == 0)
+    with database.transaction(running_shop.engine) as connection:
+        rows = connection.execute(
+            text(
+                "SELECT segment, count(*), count(DISTINCT (variant, propensity))"
+                " FROM exposure WHERE segment IS NOT NULL GROUP BY segment"
+            )
+        ).all()
+    assert {row[0]: tuple(row[1:]) for row in rows} == {
+        "phone": (len(UNITS), 2),
+        "desk": (len(UNITS) + 1, 2),
+        "other": (len(UNITS), 2),
+    }
+    listed = running_shop.get("/v1/experiments/by-device/epochs").json()["epochs"]
+    assert listed[-1]["segments"]["phone"]["weights"]["new"] == 0.9
 
 
 def test_status_counts_answers_per_route(running_shop):
