@@ -3,6 +3,8 @@
 Exact, by the same quadrature as `probability_best`. Advice only: it decides nothing.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import optimize, special
@@ -91,22 +93,23 @@ def value_remaining(
     if best[leader] >= quantile:
         return 0.0
     all_arms = BetaPosteriors.checked(a, b, lower_is_better=False)
-    z, weights = _nodes_of(all_arms, leader)
     own = all_arms.of(np.arange(a.size) == leader)
-    chance = own.at(z[0], z[1])[0][0] * weights
-    rate = own.value(z[0])
     others = np.arange(a.size) != leader
+    ahead_of = special.betaincc if lower_is_better else special.betainc
 
     def beyond(gain: float) -> float:
         """Chance that no other arm is better by more than this, less the quantile."""
-        if lower_is_better:
-            ahead = special.betaincc(
-                a[others, None], b[others, None], rate * max(1 - gain, 0.0)
-            )
-        else:
-            ahead = special.betainc(
-                a[others, None], b[others, None], np.minimum(rate * (1 + gain), 1.0)
-            )
+        factor = max(1 - gain, 0.0) if lower_is_better else 1 + gain
+
+        def place(z: FloatArray) -> FloatArray:
+            with np.errstate(divide="ignore"):
+                rate = np.minimum(special.expit(z) / factor, 1.0)
+            return np.asarray(special.logit(rate))
+
+        z, edges, weights = _nodes_of(all_arms, leader, place)
+        chance = own.at(z, edges)[0][0] * weights
+        rate = np.minimum(own.value(z) * factor, 1.0)
+        ahead = ahead_of(a[others, None], b[others, None], rate)
         return float(chance @ ahead.prod(axis=0)) - quantile
 
     top = 1.0
@@ -140,12 +143,14 @@ def value_remaining_normal(
     all_arms = NormalPosteriors.checked(
         mean, deviation, lower_is_better=lower_is_better
     )
-    (z, edges), weights = _nodes_of(all_arms, leader)
     mine = np.arange(best.size) == leader
-    chance = all_arms.of(mine).at(z, edges)[0][0] * weights
-    others = all_arms.of(~mine)
+    own, others = all_arms.of(mine), all_arms.of(~mine)
 
     def beyond(gain: float) -> float:
+        z, edges, weights = _nodes_of(
+            all_arms, leader, lambda places: places - gain / all_arms.unit
+        )
+        chance = own.at(z, edges)[0][0] * weights
         _, below = others.at(z + gain / all_arms.unit, edges)
         return float(chance @ below.prod(axis=0)) - quantile
 
@@ -156,17 +161,29 @@ def value_remaining_normal(
 
 
 def _nodes_of(
-    posteriors: Posteriors, arm: int
-) -> tuple[tuple[FloatArray, FloatArray], FloatArray]:
-    """Return nodes and edges over one arm's range that resolve all arms there."""
+    posteriors: Posteriors, arm: int, place: Callable[[FloatArray], FloatArray]
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Return nodes, edges and weights over one arm's range that resolve all arms.
+
+    Parameters
+    ----------
+    place : callable
+        Says where what another arm does at z is met by this one.
+    """
     start, end = float(posteriors.starts[arm]), float(posteriors.ends[arm])
-    ends = np.clip(posteriors.ends, None, end)
-    matters = ends > start
-    edges = panel_edges(
-        start, ends[matters], posteriors.centre[matters], posteriors.width[matters]
-    )
+    other = np.arange(posteriors.centre.size) != arm
+    half = posteriors.width / 2
+    centre = np.where(other, place(posteriors.centre), posteriors.centre)
+    upper, lower = (place(posteriors.centre + each) for each in (half, -half))
+    with np.errstate(invalid="ignore"):
+        width = np.where(other, upper - lower, posteriors.width)
+    ends = np.where(other, place(posteriors.ends), posteriors.ends)
+    ends = np.clip(ends, None, end)
+    # What lies beyond the end, or at infinity, is not met at all.
+    matters = (ends > start) & np.isfinite(centre) & np.isfinite(width) & (width > 0)
+    edges = panel_edges(start, ends[matters], centre[matters], width[matters])
     z, weights = nodes(edges)
-    return (z, edges), weights
+    return z, edges, weights
 
 
 def _loss(posteriors: Posteriors) -> FloatArray:

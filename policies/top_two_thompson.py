@@ -104,7 +104,8 @@ def top_two(best: FloatArray, leader_share: float) -> FloatArray:
     else:
         odds = np.where(followers, best / (1 - best * followers), 0.0)
         challenge = best * (odds.sum() - odds)
-        challenge += best * followers * (best[leader] / rest)
+        # The ratio first: rest may be subnormal, and its inverse infinite.
+        challenge += best * followers / rest * best[leader]
     weights = leader_share * best + (1 - leader_share) * challenge
     result: FloatArray = weights / weights.sum()
     return result

@@ -89,6 +89,8 @@ def _moments(sums: FloatArray) -> tuple[FloatArray, FloatArray]:
     squares[squares < _CANCELLATION * (yy + value * value * xx)] = 0.0
     base = np.divide(x, n, out=zero.copy(), where=n > 0)
     spread = (n > 1) & (base > 0)
-    per_unit = np.divide(squares, n - 1, out=zero.copy(), where=spread)
+    # Weighted units may be worth 1.01: never divide by less than half of them.
+    degrees = np.maximum(n - 1, n / 2)
+    per_unit = np.divide(squares, degrees, out=zero.copy(), where=spread)
     variance = np.divide(per_unit, base * base, out=zero.copy(), where=spread)
     return value, variance

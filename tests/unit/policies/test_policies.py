@@ -259,3 +259,21 @@ def test_agreement_is_complete_where_nothing_tells_segments_apart():
     same = agreement(np.full((3, 1), 100.0), np.full((3, 1), 10.0))
     nothing = agreement(np.zeros((3, 1)), np.zeros((3, 1)))
     assert np.isinf([one, same, nothing]).all()
+
+
+@pytest.mark.parametrize("small", [5e-324, 1e-310])
+def test_top_two_of_a_chance_that_is_nearly_nil(small):
+    weights = top_two(np.array([1.0, small, 0.0]), 0.5)
+    np.testing.assert_allclose(weights, [0.5, 0.5, 0.0], rtol=0, atol=1e-12)
+
+
+def test_gaussian_spread_does_not_burst_when_weighted_units_are_worth_barely_one():
+    """Ten units worth a tenth each, of rewards 0 and 1 in equal parts."""
+    seen = ArmStatistics(
+        units=[1.0 + 1e-9, 50],
+        reward_sum=[0.5, 25],
+        reward_sum_squares=[0.5, 25],
+    )
+    deviation = GaussianThompson().posterior(seen)[1]
+    # A fresh arm would have one unit's pooled spread, about 0.5.
+    assert 0.1 < deviation[0] < 0.75

@@ -215,3 +215,29 @@ def test_impossible_posteriors_are_refused(mean, deviation, words):
 def test_a_quantile_is_a_high_one(quantile):
     with pytest.raises(ValueError, match=r"quantile is .*; it must be a number, 0\.5"):
         value_remaining([1, 2], [3, 4], quantile=quantile)
+
+
+@pytest.mark.parametrize(
+    ("alpha", "beta"),
+    [
+        ([30, 5.5e5], [20, 4.5e5]),
+        ([30, 5.5e5, 5.6e5], [20, 4.5e5, 4.4e5]),
+        ([6, 1e6], [4, 1.2e6]),
+    ],
+)
+@pytest.mark.parametrize("lower_is_better", [False, True])
+def test_value_remaining_of_a_wide_leader_beside_narrow_arms(
+    alpha, beta, lower_is_better
+):
+    """Against sums over two million points, an integration of its own."""
+    found = value_remaining(alpha, beta, lower_is_better=lower_is_better)
+    a, b = np.array(alpha, dtype=float), np.array(beta, dtype=float)
+    leader = probability_best(a, b, lower_is_better=lower_is_better).argmax()
+    rate = (np.arange(2_000_000) + 0.5) / 2_000_000
+    weight = stats.beta.pdf(rate, a[leader], b[leader])
+    factor = 1 - found if lower_is_better else 1 + found
+    for other in set(range(len(a))) - {leader}:
+        law = stats.beta(a[other], b[other])
+        at = np.minimum(rate * factor, 1)
+        weight = weight * (law.sf(at) if lower_is_better else law.cdf(at))
+    assert weight.mean() == pytest.approx(0.95, abs=1e-7)
