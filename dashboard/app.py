@@ -18,6 +18,7 @@ st.navigation(
         st.Page("views/overview.py", title="Overview", icon=":material/list:"),
         st.Page("views/experiment.py", title="Experiment", icon=":material/science:"),
         st.Page("views/bandit.py", title="Bandit", icon=":material/casino:"),
+        st.Page("views/planning.py", title="Planning", icon=":material/event:"),
         st.Page("views/replay.py", title="Replay", icon=":material/replay:"),
         st.Page("views/health.py", title="Health", icon=":material/monitor_heart:"),
     ],

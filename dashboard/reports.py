@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import streamlit as st
 
+from experiment_service.analysis.planning import Design
 from experiment_service.config import Settings
 from experiment_service.replay.comparison import ReplayReport
 from experiment_service.replay.service import replay_experiment
@@ -25,6 +26,7 @@ from experiment_service.reporting import (
     Report,
     Reports,
 )
+from experiment_service.reporting.planning import Plan, make_plan
 
 #: Seconds between two looks of a page at its numbers.
 REFRESH_SECONDS = 5
@@ -148,3 +150,24 @@ def replay(
             progress=progress,
         ),
     )
+
+
+def plan(
+    key: str,
+    *,
+    metric: str | None,
+    lift: float,
+    power: float,
+    comparisons: int,
+    variance_explained: float,
+) -> Plan:
+    """Plan a test on the traffic of an experiment; see `make_plan`."""
+    door = _door()
+    baseline = door.fresh.get(
+        ("baseline", key, metric),
+        lambda: door.reports.baseline(key, metric=metric, as_of=_now()),
+    )
+    design = Design(
+        power=power, comparisons=comparisons, variance_explained=variance_explained
+    )
+    return make_plan(baseline, design, lift=lift)

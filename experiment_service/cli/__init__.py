@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from experiment_service.cli.experiments import add_experiments
 from experiment_service.cli.models import add_models
+from experiment_service.cli.plans import add_plan
 from experiment_service.cli.replays import add_replay
 from experiment_service.cli.services import add_services
 from experiment_service.config import Settings
@@ -49,5 +50,6 @@ def build_parser() -> argparse.ArgumentParser:
     add_services(commands)
     add_experiments(commands)
     add_models(commands)
+    add_plan(commands)
     add_replay(commands)
     return parser

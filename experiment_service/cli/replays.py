@@ -220,7 +220,7 @@ def _print(report: ReplayReport) -> None:
             f"{each.epochs:,}",
             ""
             if each.accepted_rounds is None
-            else f"{each.accepted_rounds / report.rounds:.1%}",
+            else f"{each.accepted_rounds:,} ({each.accepted_rounds / report.rounds:.1%})",
         )
         for each in ordered
     ]
@@ -234,7 +234,7 @@ def _print(report: ReplayReport) -> None:
         "AGAINST THE LOG",
         "REGRET",
         "EPOCHS",
-        "KEPT",
+        "ACCEPTED",
     )
     columns = [i for i in range(len(header)) if i < 2 or any(row[i] for row in rows)]
     print_table(

@@ -10,6 +10,7 @@ from experiment_service.reporting.build import (
     operations,
     overview,
 )
+from experiment_service.reporting.planning import Baseline, read_baseline
 from experiment_service.reporting.values import (
     ListedExperiment,
     Operations,
@@ -91,6 +92,21 @@ class Reports:
         """
         with database.transaction(self._engine) as connection:
             return operations(connection, as_of=as_of)
+
+    def baseline(
+        self, key: str, *, metric: str | None = None, as_of: datetime
+    ) -> Baseline:
+        """Return what a plan on an experiment's traffic starts from.
+
+        Raises
+        ------
+        InvalidState, NotFound
+            As `read_baseline`.
+        Unavailable
+            When the database does not answer.
+        """
+        with database.transaction(self._engine) as connection:
+            return read_baseline(connection, key, metric=metric, as_of=as_of)
 
     def close(self) -> None:
         """Give up the connections, and the embedded server if it was opened."""

@@ -310,7 +310,7 @@ class Report:
         An estimate has the key ``withheld`` with the reason, or the fields of
         `Interval`; instants are ISO 8601 in UTC, spans are seconds.
         """
-        document = _plain(self)
+        document = plain(self)
         return dict(document)
 
 
@@ -359,18 +359,19 @@ class Operations:
     database_bytes: int
 
 
-def _plain(value: Any) -> Any:  # noqa: ANN401 - walks any value of a report
+def plain(value: Any) -> Any:  # noqa: ANN401 - walks any value of a report
+    """Return a value as JSON has it: instants as ISO 8601, spans as seconds."""
     if isinstance(value, Withheld):
-        return {"withheld": value.reason, "overlap": _plain(value.overlap)}
+        return {"withheld": value.reason, "overlap": plain(value.overlap)}
     if dataclasses.is_dataclass(value):
         return {
-            each.name: _plain(getattr(value, each.name))
+            each.name: plain(getattr(value, each.name))
             for each in dataclasses.fields(value)
         }
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return _leaf(value)
 
 

@@ -155,14 +155,15 @@ def test_declared_fields_are_those_of_the_domain():
         "overrides": {"u": "old"},
         "reward_metric": "conversion_rate",
         "attribution_window": "2h",
-        "mode": "sticky",
+        "mode": "redraw",
         "policy": {
-            "name": "thompson",
+            "name": "segmented_thompson",
             "parameters": {},
             "floor": 0.1,
             "control_share": 0.2,
             "interval": 60,
             "minimum_units": 5,
+            "segment_by": {"device": ["phone", "desk"], "app": [True]},
         },
     }
     assert set(full) == set(documents.DeclarationDocument.model_fields)

@@ -1,0 +1,103 @@
+"""P-values by duality with the intervals shown, and their correction for many tests.
+
+A p-value here is the smallest alpha at which the interval of level 1 - alpha excludes
+0, so a p-value and its interval never disagree, and that of a confidence sequence is
+valid at any time, as the sequence is.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Literal, TypeVar
+
+from scipy import optimize
+from statsmodels.stats.multitest import multipletests
+
+from experiment_service.analysis.interval import Estimate, Withheld
+
+#: The smallest p-value told; below it levels differ from 1 by rounding.
+SMALLEST = 1e-10
+
+Correction = Literal["holm", "benjamini_hochberg"]
+
+_Key = TypeVar("_Key")
+
+
+def p_value(interval_at: Callable[[float], Estimate]) -> float | Withheld:
+    """Return the smallest alpha at which the interval of level 1 - alpha excludes 0.
+
+    Parameters
+    ----------
+    interval_at : callable
+        Returns the interval of a difference at a level; nested in it.
+
+    Returns
+    -------
+    float or Withheld
+        In [1e-10, 1]; what the interval says when it is withheld.
+
+    References
+    ----------
+    Johari, Pekelis and Walsh (2015), Always valid inference, section 3 (duality).
+    """
+    narrow, wide = interval_at(0.5), interval_at(1 - SMALLEST)
+    for each in (narrow, wide):
+        if isinstance(each, Withheld):
+            return each
+    if _distance(wide) > 0:
+        return SMALLEST
+    low = math.log(0.5)
+    if _distance(narrow) <= 0:
+        # Not even at one half: look between there and no confidence at all.
+        low, high = math.log(1 - 1e-6), low
+        if _distance(interval_at(1e-6)) <= 0:
+            return 1.0
+    else:
+        high = math.log(SMALLEST)
+    alpha = optimize.brentq(
+        lambda log_alpha: _distance(interval_at(-math.expm1(log_alpha))),
+        high,
+        low,
+        xtol=1e-12,
+        rtol=1e-10,
+    )
+    return float(math.exp(alpha))
+
+
+def _distance(interval: Estimate) -> float:
+    """How far 0 is outside the interval; negative inside."""
+    if isinstance(interval, Withheld):
+        raise TypeError(f"withheld at one level only: {interval}")
+    return max(interval.low, -interval.high)
+
+
+def corrected(
+    p_values: Mapping[_Key, float], correction: Correction
+) -> dict[_Key, float]:
+    """Return p-values corrected for being many.
+
+    Parameters
+    ----------
+    p_values : mapping to float, in [0, 1]
+        One for each test of the family, such as variants times metrics.
+    correction : {"holm", "benjamini_hochberg"}
+        Holm bounds the chance of any false finding, whatever the dependence;
+        Benjamini-Hochberg the expected share of false findings among all found.
+
+    Raises
+    ------
+    ValueError
+        When a p-value is not in [0, 1].
+
+    References
+    ----------
+    Holm (1979), A simple sequentially rejective multiple test procedure.
+    Benjamini and Hochberg (1995), Controlling the false discovery rate.
+    """
+    for key, value in p_values.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"p-value of {key!r} is {value}; it must lie in 0 to 1")
+    if not p_values:
+        return {}
+    method = {"holm": "holm", "benjamini_hochberg": "fdr_bh"}[correction]
+    _, adjusted, _, _ = multipletests(list(p_values.values()), method=method)
+    return {key: float(value) for key, value in zip(p_values, adjusted, strict=True)}
