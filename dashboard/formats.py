@@ -30,6 +30,11 @@ def probability(number: float) -> str:
     return "> 99.9%" if number > 0.999 else share(number)
 
 
+def p_value(number: float) -> str:
+    """Write a p-value; below one in ten thousand only that it is."""
+    return "< 0.0001" if number < 0.0001 else f"{number:.2g}"
+
+
 def kind(name: str) -> str:
     """Write the kind of an experiment; the space does not break."""
     return "Bandit" if name == "bandit" else "A/B\N{NO-BREAK SPACE}test"

@@ -186,14 +186,18 @@ def metrics_table(report: Report, metrics: Sequence[MetricReport]) -> str:
                 else formats.value(value.estimate, metric.kind)
             )
             if result.variant in compared:
-                cell += "<br>" + _difference(compared[result.variant].any_time, metric)
+                each = compared[result.variant]
+                cell += "<br>" + _difference(each.any_time, metric)
+                if each.corrected_any_time is not None:
+                    cell += small(f"p {formats.p_value(each.corrected_any_time)}")
             cells.append(cell)
         rows.append(tuple(cells))
     return table(
         ("Metric", *(f"{variant.key}#" for variant in variants)),
         rows,
         caption="Values, and differences to control; a triangle marks those whose any-time "
-        "interval excludes 0: up is better, down is worse",
+        "interval excludes 0: up is better, down is worse. The p-values hold at any look "
+        "and for all variants and metrics together (Holm)",
     )
 
 

@@ -274,6 +274,8 @@ really bought in the weeks after the recommenders were trained: nothing is plant
               Overview: both experiments at a glance
               Experiment: home-carousel, an A/B test of three recommenders
               Bandit: offers-carousel, weights move every 20 s
+              Planning: how long the next test takes on this traffic
+              Replay: what another policy would have earned
               Health: events, lag, and what could make the numbers wrong
   API         {api}/docs
   Logs        {settings.data_dir}/serve.log, worker.log, dashboard.log

@@ -101,6 +101,13 @@ def contrast(
         control=control,
         minimum_effective_sample_size=minimum_effective_sample_size,
     )
+    return contrast_of(pair, kind=kind, level=level)
+
+
+def contrast_of(
+    pair: WeightedPair | Withheld, *, kind: MetricKind, level: float
+) -> Estimate:
+    """Return the interval of `contrast` from what `weigh` returned."""
     if isinstance(pair, Withheld):
         return pair
     estimate = pair.treatment.value - pair.control.value
@@ -159,6 +166,13 @@ def contrast_sequence(
         control=control,
         minimum_effective_sample_size=minimum_effective_sample_size,
     )
+    return sequence_of(pair, planned_units=planned_units, level=level)
+
+
+def sequence_of(
+    pair: WeightedPair | Withheld, *, planned_units: float, level: float
+) -> Estimate:
+    """Return the interval of `contrast_sequence` from what `weigh` returned."""
     if isinstance(pair, Withheld):
         return pair
     half = half_width(

@@ -90,7 +90,7 @@ def srm(
     Fabijan et al. (2019), Diagnosing sample ratio mismatch in online controlled
     experiments, KDD.
     """
-    _check_epochs(counts, weights)
+    check_epochs(counts, weights)
     chi_squared, degrees = 0.0, 0
     for epoch_counts, epoch_weights in zip(counts, weights, strict=True):
         statistic, cells = _chi_squared(epoch_counts, epoch_weights)
@@ -101,7 +101,7 @@ def srm(
             "srm", failed_below, "No epoch has 5 expected units in two variants yet."
         )
     p_value = float(stats.chi2.sf(chi_squared, degrees))
-    return _graded(
+    return graded(
         "srm",
         p_value,
         _grade(-p_value, -warning_below, -failed_below),
@@ -135,14 +135,14 @@ def zero_weight_leak(
     ValueError
         As `srm`.
     """
-    _check_epochs(counts, weights)
+    check_epochs(counts, weights)
     leaks: dict[str, float] = {}
     for epoch_counts, epoch_weights in zip(counts, weights, strict=True):
         for variant, count in epoch_counts.items():
             if count > 0 and epoch_weights.get(variant, 0.0) == 0:
                 leaks[variant] = leaks.get(variant, 0.0) + count
     listed = ", ".join(f"{variant} ({count:.0f})" for variant, count in leaks.items())
-    return _graded(
+    return graded(
         "zero_weight_leak",
         math.fsum(leaks.values()),
         "failed" if leaks else "ok",
@@ -172,7 +172,7 @@ def effective_sample(
     if overlap is None:
         return _nothing(name, bound, "A variant had no traffic beside the control yet.")
     size = overlap.effective_sample_size
-    return _graded(
+    return graded(
         name,
         size,
         _grade(-size, -3 * bound, -bound),
@@ -286,7 +286,7 @@ def ingestion_lag(
     name = "ingestion_lag"
     if seconds is None:
         return _nothing(name, failed_above, "The lag of ingestion is not known.")
-    return _graded(
+    return graded(
         name,
         seconds,
         _grade(seconds, warning_above, failed_above),
@@ -312,7 +312,7 @@ def _share(
     if whole == 0:
         return _nothing(name, failed, "There is nothing to check yet.")
     share = part / whole
-    return _graded(
+    return graded(
         name,
         share,
         _grade(share, warning, failed),
@@ -339,7 +339,7 @@ def _grade(value: float, warning: float, failed: float) -> Status:
     return "warning" if value > warning else "ok"
 
 
-def _graded(
+def graded(
     name: str,
     value: float,
     status: Status,
@@ -348,15 +348,17 @@ def _graded(
     found: str,
     causes: str,
 ) -> HealthCheck:
+    """Return a check that says what was found and, unless ok, its usual causes."""
     message = found if status == "ok" else f"{found} Usual causes: {causes}."
     return HealthCheck(
         name=name, status=status, value=value, threshold=threshold, message=message
     )
 
 
-def _check_epochs(
+def check_epochs(
     counts: Sequence[Mapping[str, float]], weights: Sequence[Mapping[str, float]]
 ) -> None:
+    """Refuse counts and weights of different epochs, or below 0. ValueError."""
     if len(counts) != len(weights):
         raise ValueError(f"{len(counts)} epochs of counts, {len(weights)} of weights")
     for name, epochs in (("count", counts), ("weight", weights)):

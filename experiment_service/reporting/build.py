@@ -19,6 +19,7 @@ from experiment_service.reporting.metrics import (
     epoch_moments,
     metric_report,
     pooled_moments,
+    with_corrections,
 )
 from experiment_service.reporting.summary import summarise
 from experiment_service.reporting.values import (
@@ -119,11 +120,13 @@ def _build(
     """Build a report on the given metrics, the reward first."""
     traffic = _traffic(connection, experiment, as_of)
     cells = reads.moments_by_metric(connection, experiment, metrics, cutoff=as_of)
-    reports = tuple(
-        metric_report(
-            experiment, metric, cells[metric.name], traffic.epochs, level=level
-        )
-        for metric in metrics
+    reports = with_corrections(
+        [
+            metric_report(
+                experiment, metric, cells[metric.name], traffic.epochs, level=level
+            )
+            for metric in metrics
+        ]
     )
     rewards = cells[metrics[0].name]
     facts = facts_of(experiment, traffic, as_of=as_of)

@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from experiment_service.analysis import adaptive, health
 from experiment_service.analysis.health import HealthCheck
 from experiment_service.analysis.interval import Interval, Withheld
+from experiment_service.analysis.sample_ratio import sequential_srm
 from experiment_service.domain.experiment import Experiment, ExperimentState
 from experiment_service.reporting.facts import Traffic
 from experiment_service.reporting.values import Check, MetricReport
@@ -54,7 +55,12 @@ def _unit_checks(traffic: Traffic) -> list[Check]:
     total = sum(each.units for each in traffic.units.values())
     crossed = sum(each.crossed for each in traffic.units.values())
     results = (
-        ("Sample ratio", health.srm(counts, weights)),
+        # Reports are watched, so only what holds at any look stops their use.
+        ("Sample ratio", sequential_srm(counts, weights)),
+        (
+            "Sample ratio, one look",
+            health.srm(counts, weights, failed_below=0.0, warning_below=0.001),
+        ),
         ("Traffic at weight 0", health.zero_weight_leak(counts, weights)),
         ("Crossovers", _if_enough(health.crossovers(crossed, total), total)),
     )

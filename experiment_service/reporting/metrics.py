@@ -4,12 +4,15 @@ Weights that never moved get the methods of `estimate` and `sequential`. Once th
 moved, as in any bandit, variants are compared by `adaptive` over epochs.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 
 from experiment_service.analysis import adaptive, estimate, sequential
 from experiment_service.analysis.interval import Estimate, Interval, Withheld
 from experiment_service.analysis.moments import EpochMoments, Moments
+from experiment_service.analysis.scores import weigh
+from experiment_service.analysis.significance import corrected, p_value
 from experiment_service.domain.experiment import Epoch, Experiment
 from experiment_service.domain.metric import Metric
 from experiment_service.reporting.values import (
@@ -25,6 +28,8 @@ from experiment_service.storage.reads import MetricCells
 #: two variants together. Fixed for all experiments, so never chosen from data; 10 times
 #: as many or as few units cost about a fifth of the width.
 PLANNED_UNITS = 20_000.0
+
+_AtLevel = Callable[[float], Estimate]
 
 _MOVED = Withheld(
     reason="The weights moved, so an interval for one planned look does not hold for a "
@@ -115,30 +120,38 @@ def weights_moved(epochs: Sequence[EpochMoments]) -> bool:
     return any(dict(each.weights) != dict(epochs[0].weights) for each in epochs)
 
 
-def any_time_difference(
-    metric: Metric,
-    variant: str,
-    control: str,
-    epochs: Sequence[EpochMoments],
-    *,
-    level: float,
-) -> Estimate:
-    """Return the interval for variant - control that holds at every look."""
+def differences(
+    metric: Metric, variant: str, control: str, epochs: Sequence[EpochMoments]
+) -> tuple[_AtLevel, _AtLevel]:
+    """Return the interval for variant - control as a function of the level.
+
+    The first holds for one look at a planned end, the second at every look.
+    """
     if weights_moved(epochs):
-        return adaptive.contrast_sequence(
+        pair = weigh(
             epochs,
             kind=metric.kind,
             treatment=variant,
             control=control,
-            level=level,
-            planned_units=PLANNED_UNITS,
+            minimum_effective_sample_size=adaptive.MINIMUM_EFFECTIVE_SAMPLE_SIZE,
+        )
+        return (
+            lambda level: adaptive.contrast_of(pair, kind=metric.kind, level=level),
+            lambda level: adaptive.sequence_of(
+                pair, planned_units=PLANNED_UNITS, level=level
+            ),
         )
     treated, controlled = (
         sum((each.moments.get(key, Moments.zero()) for each in epochs), Moments.zero())
         for key in (variant, control)
     )
-    return sequential.difference_sequence(
-        metric.kind, treated, controlled, level=level, planned_units=PLANNED_UNITS
+    return (
+        lambda level: estimate.difference(
+            metric.kind, treated, controlled, level=level
+        ),
+        lambda level: sequential.difference_sequence(
+            metric.kind, treated, controlled, level=level, planned_units=PLANNED_UNITS
+        ),
     )
 
 
@@ -150,36 +163,65 @@ def _comparison(
     level: float,
 ) -> Comparison:
     variant, control = pair
-    any_time = any_time_difference(metric, variant, control, epochs, level=level)
+    planned, any_time = differences(metric, variant, control, epochs)
+    p_values = [p_value(each) for each in (planned, any_time)]
     if weights_moved(epochs):
-        return Comparison(
-            variant=variant,
-            planned=adaptive.contrast(
-                epochs,
-                kind=metric.kind,
-                treatment=variant,
-                control=control,
-                level=level,
-            ),
-            any_time=any_time,
-            lift_planned=adaptive.contrast_lift(
-                epochs,
-                kind=metric.kind,
-                treatment=variant,
-                control=control,
-                level=level,
-            ),
-            lift_any_time=_NO_LIFT_SEQUENCE,
+        lift_planned = adaptive.contrast_lift(
+            epochs,
+            kind=metric.kind,
+            treatment=variant,
+            control=control,
+            level=level,
         )
-    treated, controlled = pooled[variant], pooled[control]
+        lift_any_time: Estimate = _NO_LIFT_SEQUENCE
+    else:
+        treated, controlled = pooled[variant], pooled[control]
+        lift_planned = estimate.lift(metric.kind, treated, controlled, level=level)
+        lift_any_time = sequential.lift_sequence(
+            metric.kind, treated, controlled, level=level, planned_units=PLANNED_UNITS
+        )
     return Comparison(
         variant=variant,
-        planned=estimate.difference(metric.kind, treated, controlled, level=level),
-        any_time=any_time,
-        lift_planned=estimate.lift(metric.kind, treated, controlled, level=level),
-        lift_any_time=sequential.lift_sequence(
-            metric.kind, treated, controlled, level=level, planned_units=PLANNED_UNITS
-        ),
+        planned=planned(level),
+        any_time=any_time(level),
+        lift_planned=lift_planned,
+        lift_any_time=lift_any_time,
+        p_planned=None if isinstance(p_values[0], Withheld) else p_values[0],
+        p_any_time=None if isinstance(p_values[1], Withheld) else p_values[1],
+    )
+
+
+def with_corrections(reports: Sequence[MetricReport]) -> tuple[MetricReport, ...]:
+    """Correct p-values for being many: all variants and metrics are one family."""
+    corrections = {
+        name: corrected(
+            {
+                (report.name, each.variant): value
+                for report in reports
+                for each in report.comparisons
+                if (value := getattr(each, name)) is not None
+            },
+            "holm",
+        )
+        for name in ("p_planned", "p_any_time")
+    }
+    return tuple(
+        replace(
+            report,
+            comparisons=tuple(
+                replace(
+                    each,
+                    corrected_planned=corrections["p_planned"].get(
+                        (report.name, each.variant)
+                    ),
+                    corrected_any_time=corrections["p_any_time"].get(
+                        (report.name, each.variant)
+                    ),
+                )
+                for each in report.comparisons
+            ),
+        )
+        for report in reports
     )
 
 

@@ -18,7 +18,7 @@ from experiment_service.analysis.moments import EpochMoments
 from experiment_service.analysis.sequential import MINIMUM_UNITS
 from experiment_service.domain.experiment import ExperimentState
 from experiment_service.domain.metric import METRICS, MetricKind
-from experiment_service.reporting.metrics import any_time_difference
+from experiment_service.reporting.metrics import differences
 from experiment_service.reporting.values import Check, Facts, MetricReport, Summary
 
 
@@ -41,13 +41,10 @@ def summarise(
         )
     metric = METRICS[reward.name]
     count = len(reward.comparisons)
+    corrected_level = 1 - (1 - level) / count
     estimates = {
-        each.variant: any_time_difference(
-            metric,
-            each.variant,
-            facts.control,
-            epochs,
-            level=1 - (1 - level) / count,
+        each.variant: differences(metric, each.variant, facts.control, epochs)[1](
+            corrected_level
         )
         for each in reward.comparisons
     }

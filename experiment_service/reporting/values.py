@@ -83,13 +83,26 @@ class VariantResult:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """A variant against control: difference in the metric's unit, and relative lift."""
+    """A variant against control: difference in the metric's unit, and relative lift.
+
+    Attributes
+    ----------
+    p_planned, p_any_time : float or None
+        Smallest alpha at which the interval of level 1 - alpha excludes 0; None when
+        it is withheld.
+    corrected_planned, corrected_any_time : float or None
+        The same by Holm's method over all variants and metrics of the report.
+    """
 
     variant: str
     planned: Estimate
     any_time: Estimate
     lift_planned: Estimate
     lift_any_time: Estimate
+    p_planned: float | None = None
+    p_any_time: float | None = None
+    corrected_planned: float | None = None
+    corrected_any_time: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,6 +5,7 @@ import pytest
 from scipy import stats
 
 from experiment_service.analysis.health import srm
+from experiment_service.analysis.sample_ratio import sequential_srm
 
 pytestmark = pytest.mark.slow
 
@@ -45,25 +46,51 @@ def test_false_alarms_of_a_watched_split(report):
     rng = np.random.default_rng(402)
     trials, looks = 4000, 20
     counts = rng.multinomial(1000, [0.5, 0.5], (trials, looks)).cumsum(axis=1)
-    failed = sum(
-        any(
-            srm(rows(look[None]), rows([[0.5, 0.5]])).status == "failed" for look in run
+    bounds = {srm: (0.001, "SRM", 0.02), sequential_srm: (0.05, "SRM, any look", 0.05)}
+    for check, (bound, name, limit) in bounds.items():
+        failed = sum(
+            any(
+                check(rows(look[None]), rows([[0.5, 0.5]])).value < bound
+                for look in run
+            )
+            for run in counts
         )
-        for run in counts
-    )
-    report("SRM", "failed at any of 20 looks, 50/50", failed / trials, trials)
-    assert failed / trials < 0.02
+        setting = f"p < {bound} at any of 20 looks, 50/50"
+        report(name, setting, failed / trials, trials)
+        assert failed / trials < limit
+
+
+def test_false_alarms_of_a_watched_bandit(report, tolerance):
+    """Looked at after each of 20 epochs, whose weights follow what was counted."""
+    rng = np.random.default_rng(404)
+    trials, alarms = 2000, 0
+    for _ in range(trials):
+        weights, counts = [np.full(3, 1 / 3)], []
+        lowest = 1.0
+        for _ in range(20):
+            counts.append(rng.multinomial(300, weights[-1]))
+            found = sequential_srm(rows(counts), rows(weights))
+            lowest = min(lowest, found.value)
+            # As a bandit would that favours whoever had more units so far.
+            share = np.sum(counts, axis=0) ** 3.0
+            weights.append(0.02 + 0.94 * share / share.sum())
+        alarms += lowest < 0.05
+    setting = "p < 0.05 at any of 20 looks, weights that follow the counts"
+    report("SRM, any look", setting, alarms / trials, trials)
+    assert alarms / trials < 0.05 + tolerance(0.05, trials)
 
 
 def test_power_against_lost_exposures(report):
     rng = np.random.default_rng(403)
     trials, epochs, units = 1000, 10, 5000
-    found = 0
+    found = {srm: 0, sequential_srm: 0}
     for _ in range(trials):
         weights = moving_weights(rng, epochs)
         counts = rng.multinomial(units, weights)
         counts[:, 0] = rng.binomial(counts[:, 0], 0.9)
-        found += srm(rows(counts), rows(weights)).status == "failed"
+        for check in found:
+            found[check] += check(rows(counts), rows(weights)).status == "failed"
     setting = "failed when one variant loses 10 %, 10 epochs of 5,000"
-    report("SRM, power", setting, found / trials, trials)
-    assert found / trials > 0.9
+    for name, check in (("SRM", srm), ("SRM, any look", sequential_srm)):
+        report(f"{name}, power", setting, found[check] / trials, trials)
+        assert found[check] / trials > 0.9
