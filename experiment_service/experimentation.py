@@ -26,7 +26,7 @@ from experiment_service.domain.experiment import (
     check_key,
     check_weights,
 )
-from experiment_service.domain.metric import METRICS, Metric
+from experiment_service.domain.metric import Metric
 from experiment_service.errors import Conflict, InvalidRequest, InvalidState, known
 from experiment_service.storage import experiments as storage
 from policies import POLICIES, ArmStatistics, allocate_with_floor, build_policy
@@ -71,7 +71,7 @@ def _check_policy(declaration: Declaration) -> None:
         raise InvalidRequest(
             f"policy.parameters: {error}", field="policy.parameters"
         ) from error
-    name, metric = declaration.policy.name, METRICS[declaration.reward_metric]
+    name, metric = declaration.policy.name, declaration.reward
     if metric.kind not in policy.reward_kinds:
         able = [
             key for key, each in POLICIES.items() if metric.kind in each.reward_kinds

@@ -22,7 +22,6 @@ from experiment_service.domain.experiment import (
     ExperimentState,
     PolicySpecification,
 )
-from experiment_service.domain.metric import METRICS
 from experiment_service.errors import InvalidState
 from experiment_service.storage import experiments as storage
 from experiment_service.storage.database import lock_for_transaction
@@ -164,7 +163,7 @@ def reward_statistics(
     half_life = None
     if policy is not None:
         half_life = build_policy(policy.name, policy.parameters).half_life
-    metric = METRICS[experiment.declaration.reward_metric]
+    metric = experiment.declaration.reward
     found = reward_sums(
         connection, experiment, metric, cutoff=cutoff, half_life=half_life
     )
@@ -228,7 +227,7 @@ def _next_epoch(
     policy = experiment.declaration.policy
     assert policy is not None  # noqa: S101 - the caller has refused other experiments
     number = current.number + 1
-    metric = METRICS[experiment.declaration.reward_metric]
+    metric = experiment.declaration.reward
     segments = None
     if statistics.segments is not None:
         segments = {

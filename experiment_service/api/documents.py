@@ -75,6 +75,24 @@ class PolicyDocument(Request):
     )
 
 
+class MetricDeclaration(Request):
+    """A metric of the experiment's own, beside those that are built in."""
+
+    name: Identifier
+    title: FreeText
+    kind: str = Field(json_schema_extra={"enum": ["proportion", "mean", "ratio"]})
+    event_kinds: list[Identifier]
+    of: str = Field(default="events", json_schema_extra={"enum": ["events", "value"]})
+    positions: list[Whole] | None = Field(default=None, examples=[[1, 3]])
+    cap: float | None = None
+    trigger: str = Field(
+        default="served", json_schema_extra={"enum": ["served", "viewed"]}
+    )
+    direction: str = Field(
+        default="higher", json_schema_extra={"enum": ["higher", "lower"]}
+    )
+
+
 class DeclarationDocument(Request):
     """An experiment to create; the README explains each field."""
 
@@ -88,6 +106,7 @@ class DeclarationDocument(Request):
     traffic_share: float = 1.0
     targeting: list[TargetingDocument] = Field(default_factory=list)
     overrides: dict[Identifier, Identifier] = Field(default_factory=dict)
+    metrics: list[MetricDeclaration] = Field(default_factory=list)
     reward_metric: Identifier = "visitor_interaction_rate"
     attribution_window: Duration = "1d"
     mode: str = Field(default="redraw", json_schema_extra=_choice(AssignmentMode))

@@ -22,6 +22,7 @@ from experiment_service.domain.experiment import (
     TargetingRule,
     Variant,
 )
+from experiment_service.domain.metric import Metric
 from experiment_service.domain.segment import Segmentation
 from experiment_service.errors import InvalidRequest, known
 
@@ -88,6 +89,15 @@ def _choice(choices: type[_Choice]) -> Callable[[str, object], _Choice]:
         if not isinstance(value, str) or value not in list(choices):
             raise _refuse(name, value, f"one of {known(choices)}")
         return choices(value)
+
+    return read
+
+
+def _one_of(*choices: str) -> Callable[[str, object], str]:
+    def read(name: str, value: object) -> str:
+        if not isinstance(value, str) or value not in choices:
+            raise _refuse(name, value, f"one of {', '.join(choices)}")
+        return value
 
     return read
 
@@ -211,6 +221,37 @@ _policy = _record(
     "name",
 )
 
+
+def _words(name: str, value: object) -> tuple[str, ...]:
+    return _list(_text)(name, value)
+
+
+def _positions(name: str, value: object) -> tuple[int, int]:
+    bounds = _list(_whole)(name, value)
+    if len(bounds) != 2:
+        raise _refuse(name, value, "two whole numbers, first and last")
+    return bounds[0], bounds[1]
+
+
+_metric = _record(
+    Metric,
+    {
+        "name": _text,
+        "title": _text,
+        "kind": _one_of("proportion", "mean", "ratio"),
+        "event_kinds": _words,
+        "of": _one_of("events", "value"),
+        "positions": _positions,
+        "cap": _number,
+        "trigger": _one_of("served", "viewed"),
+        "direction": _one_of("higher", "lower"),
+    },
+    "name",
+    "title",
+    "kind",
+    "event_kinds",
+)
+
 _declaration = _record(
     Declaration,
     {
@@ -224,6 +265,7 @@ _declaration = _record(
         "traffic_share": _number,
         "targeting": _list(_rule),
         "overrides": _overrides,
+        "metrics": _list(_metric),
         "reward_metric": _text,
         "attribution_window": parse_duration,
         "mode": _choice(AssignmentMode),

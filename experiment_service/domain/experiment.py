@@ -13,12 +13,13 @@ from enum import StrEnum
 from typing import Any
 
 from experiment_service.domain.event import AttributeValue, check_id
-from experiment_service.domain.metric import METRICS
+from experiment_service.domain.metric import METRICS, Metric
 from experiment_service.domain.segment import Segmentation
-from experiment_service.errors import InvalidRequest, known
+from experiment_service.errors import InvalidRequest, NotFound, known
 
 SEGMENTS = 10_000
 MAX_VARIANTS = 50
+MAX_METRICS = 30
 MAX_WINDOW = timedelta(days=90)
 _KEY = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 _WEIGHT_TOLERANCE = 1e-9
@@ -245,6 +246,7 @@ class Declaration:
     traffic_share: float = 1.0
     targeting: tuple[TargetingRule, ...] = ()
     overrides: Mapping[str, str] = field(default_factory=dict)
+    metrics: tuple[Metric, ...] = ()
     reward_metric: str = "visitor_interaction_rate"
     attribution_window: timedelta = timedelta(days=1)
     mode: AssignmentMode = AssignmentMode.REDRAW
@@ -257,11 +259,7 @@ class Declaration:
         check_share("traffic_share", self.traffic_share)
         if len(self.description) > 2000:
             raise _refuse("description", "is longer than 2000 characters")
-        if self.reward_metric not in METRICS:
-            raise _refuse(
-                "reward_metric",
-                f"is {self.reward_metric!r}; known metrics: {known(METRICS)}",
-            )
+        self._check_metrics()
         self._check_variants()
         self._check_segments()
         self._check_overrides()
@@ -272,6 +270,23 @@ class Declaration:
                 f"to {MAX_WINDOW.days} days",
             )
         self._check_policy()
+
+    def _check_metrics(self) -> None:
+        names = [metric.name for metric in self.metrics]
+        if len(names) > MAX_METRICS:
+            raise _refuse("metrics", f"are {len(names)}; give at most {MAX_METRICS}")
+        for number, name in enumerate(names):
+            check_key(f"metrics.{number}.name", name)
+            if name in METRICS or names.count(name) > 1:
+                raise _refuse(
+                    f"metrics.{number}.name",
+                    f"is {name!r}, which is taken; choose another name",
+                )
+        if self.reward_metric not in self.catalogue:
+            raise _refuse(
+                "reward_metric",
+                f"is {self.reward_metric!r}; known metrics: {known(self.catalogue)}",
+            )
 
     def _check_variants(self) -> None:
         keys = [variant.key for variant in self.variants]
@@ -346,6 +361,31 @@ class Declaration:
             )
         if any(weight <= 0 for weight in self.initial_weights.values()):
             raise _refuse("weights", "of a bandit must all be above 0 at the start")
+
+    @property
+    def catalogue(self) -> dict[str, Metric]:
+        """Metrics by name: those that are built in, then the experiment's own."""
+        return {**METRICS, **{metric.name: metric for metric in self.metrics}}
+
+    @property
+    def reward(self) -> Metric:
+        """The metric that decides."""
+        return self.catalogue[self.reward_metric]
+
+    def metric(self, name: str) -> Metric:
+        """Return a metric of the catalogue.
+
+        Raises
+        ------
+        NotFound
+            Lists those that exist.
+        """
+        if name not in self.catalogue:
+            raise NotFound(
+                f"metric {name[:80]!r} is not known; known metrics: "
+                f"{known(self.catalogue)}"
+            )
+        return self.catalogue[name]
 
     @property
     def initial_weights(self) -> dict[str, float]:

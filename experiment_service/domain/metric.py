@@ -4,13 +4,14 @@ A metric is data. SQL moments, reports and rewards are generated from the declar
 so a new metric is one entry of `METRICS`.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
-from experiment_service.domain.event import EVENT_KINDS
-from experiment_service.errors import InvalidRequest, NotFound, known
+from experiment_service.domain.event import EVENT_KINDS, MAX_POSITION
+from experiment_service.errors import InvalidRequest, known
 
 MetricKind = Literal["proportion", "mean", "ratio"]
 
@@ -26,10 +27,18 @@ class Metric:
     title : str
         What people read.
     kind : {"proportion", "mean", "ratio"}
-        Proportion: share of units with at least one event. Mean: events per unit.
-        Ratio: events per exposure, with units as clusters.
+        Proportion: share of units with at least one event. Mean: events (or their
+        value) per unit. Ratio: the same per exposure, with units as clusters.
     event_kinds : tuple of str
         Interactions that count.
+    of : {"events", "value"}
+        What a mean or ratio adds up: the events, or what they are worth.
+    positions : tuple of int, or None
+        First and last place in the carousel, from 1, at which interactions count; None
+        counts all, those without a position too.
+    cap : float or None
+        What a unit's sum counts at most (winsorising), > 0: few huge orders would
+        otherwise decide. Of a mean or ratio only, and chosen before the data.
     trigger : {"served", "viewed"}
         Units that count: all that were served, or only those that viewed.
     direction : {"higher", "lower"}
@@ -40,6 +49,9 @@ class Metric:
     title: str
     kind: MetricKind
     event_kinds: tuple[str, ...]
+    of: Literal["events", "value"] = "events"
+    positions: tuple[int, int] | None = None
+    cap: float | None = None
     trigger: Literal["served", "viewed"] = "served"
     direction: Literal["higher", "lower"] = "higher"
 
@@ -49,6 +61,22 @@ class Metric:
             raise InvalidRequest(
                 f"metric {self.name!r}: event kinds {unknown or 'none'} are not known; "
                 f"known kinds: {known(EVENT_KINDS)}"
+            )
+        if self.kind == "proportion" and (self.of == "value" or self.cap is not None):
+            raise InvalidRequest(
+                f"metric {self.name!r} is a proportion, 0 or 1 for each unit; it takes "
+                "neither of: value nor cap"
+            )
+        if self.positions is not None:
+            first, last = self.positions
+            if not 1 <= first <= last <= MAX_POSITION:
+                raise InvalidRequest(
+                    f"metric {self.name!r}: positions are {first} to {last}; they must "
+                    f"be a range within 1 to {MAX_POSITION}"
+                )
+        if self.cap is not None and not 0 < self.cap < math.inf:
+            raise InvalidRequest(
+                f"metric {self.name!r}: cap is {self.cap}; it must be above 0"
             )
 
 
@@ -94,6 +122,13 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
                 event_kinds=("click",),
             ),
             Metric(
+                name="revenue_per_visitor",
+                title="Revenue per visitor",
+                kind="mean",
+                event_kinds=("purchase",),
+                of="value",
+            ),
+            Metric(
                 name="click_through_rate",
                 title="Click-through rate",
                 kind="ratio",
@@ -102,16 +137,3 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
         )
     }
 )
-
-
-def get_metric(name: str) -> Metric:
-    """Return a registered metric.
-
-    Raises
-    ------
-    NotFound
-        When no metric has that name; the message lists those that exist.
-    """
-    if name not in METRICS:
-        raise NotFound(f"metric {name!r} is not known; known metrics: {known(METRICS)}")
-    return METRICS[name]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from sqlalchemy import Connection
 
-from experiment_service.domain.metric import METRICS, Metric, get_metric
+from experiment_service.domain.metric import Metric
 from experiment_service.errors import InvalidRequest, InvalidState, known
 from experiment_service.replay.choice import PolicyChoice
 from experiment_service.replay.comparison import ReplayPlan
@@ -105,9 +105,11 @@ def read_experiment(
     """
     experiment = storage.get_experiment(connection, key)
     declaration = experiment.declaration
-    chosen = get_metric(metric or declaration.reward_metric)
+    chosen = declaration.metric(metric or declaration.reward_metric)
     if chosen.kind == "ratio":
-        simple = [name for name, each in METRICS.items() if each.kind != "ratio"]
+        simple = [
+            name for name, each in declaration.catalogue.items() if each.kind != "ratio"
+        ]
         raise InvalidRequest(
             f"metric {chosen.name!r} is a ratio, which is no mean over units; replay "
             f"one of {known(simple)}",

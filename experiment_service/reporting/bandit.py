@@ -8,7 +8,7 @@ from scipy import stats
 
 from experiment_service.analysis.moments import Moments
 from experiment_service.domain.experiment import Experiment, ExperimentState
-from experiment_service.domain.metric import METRICS, Metric
+from experiment_service.domain.metric import Metric
 from experiment_service.reporting.values import BanditReport, Look, Posterior
 from experiment_service.storage.experiments import Reallocation
 from policies import ArmStatistics, Policy, build_policy
@@ -51,7 +51,7 @@ def bandit_report(
     policy = experiment.declaration.policy
     if policy is None:
         return None
-    metric = METRICS[experiment.declaration.reward_metric]
+    metric = experiment.declaration.reward
     built = build_policy(policy.name, policy.parameters)
     statistics = _statistics(metric, rewards)
     if built.half_life is not None and looks:

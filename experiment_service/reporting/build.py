@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from sqlalchemy import Connection
 
 from experiment_service.domain.experiment import Experiment
-from experiment_service.domain.metric import METRICS, Metric
+from experiment_service.domain.metric import Metric
 from experiment_service.reporting.bandit import bandit_report
 from experiment_service.reporting.checks import (
     experiment_checks,
@@ -59,8 +59,9 @@ def build_report(
         Lists the experiments that exist.
     """
     experiment = storage.get_experiment(connection, key)
-    reward = METRICS[experiment.declaration.reward_metric]
-    others = [metric for metric in METRICS.values() if metric is not reward]
+    reward = experiment.declaration.reward
+    catalogue = experiment.declaration.catalogue.values()
+    others = [metric for metric in catalogue if metric is not reward]
     return _build(connection, experiment, [reward, *others], as_of, level)
 
 
@@ -70,7 +71,7 @@ def overview(
     """Build a line for every experiment: running ones first, then by key."""
     rows = []
     for experiment in storage.list_experiments(connection):
-        reward = METRICS[experiment.declaration.reward_metric]
+        reward = experiment.declaration.reward
         report = _build(
             connection, experiment, [reward], as_of, level, with_series=False
         )

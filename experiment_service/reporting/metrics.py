@@ -14,7 +14,7 @@ from experiment_service.analysis.moments import EpochMoments, Moments
 from experiment_service.analysis.scores import weigh
 from experiment_service.analysis.significance import corrected, p_value
 from experiment_service.domain.experiment import Epoch, Experiment
-from experiment_service.domain.metric import Metric
+from experiment_service.domain.metric import Metric, MetricKind
 from experiment_service.reporting.values import (
     Comparison,
     MetricReport,
@@ -121,7 +121,7 @@ def weights_moved(epochs: Sequence[EpochMoments]) -> bool:
 
 
 def differences(
-    metric: Metric, variant: str, control: str, epochs: Sequence[EpochMoments]
+    kind: MetricKind, variant: str, control: str, epochs: Sequence[EpochMoments]
 ) -> tuple[_AtLevel, _AtLevel]:
     """Return the interval for variant - control as a function of the level.
 
@@ -130,13 +130,13 @@ def differences(
     if weights_moved(epochs):
         pair = weigh(
             epochs,
-            kind=metric.kind,
+            kind=kind,
             treatment=variant,
             control=control,
             minimum_effective_sample_size=adaptive.MINIMUM_EFFECTIVE_SAMPLE_SIZE,
         )
         return (
-            lambda level: adaptive.contrast_of(pair, kind=metric.kind, level=level),
+            lambda level: adaptive.contrast_of(pair, kind=kind, level=level),
             lambda level: adaptive.sequence_of(
                 pair, planned_units=PLANNED_UNITS, level=level
             ),
@@ -146,11 +146,9 @@ def differences(
         for key in (variant, control)
     )
     return (
-        lambda level: estimate.difference(
-            metric.kind, treated, controlled, level=level
-        ),
+        lambda level: estimate.difference(kind, treated, controlled, level=level),
         lambda level: sequential.difference_sequence(
-            metric.kind, treated, controlled, level=level, planned_units=PLANNED_UNITS
+            kind, treated, controlled, level=level, planned_units=PLANNED_UNITS
         ),
     )
 
@@ -163,7 +161,7 @@ def _comparison(
     level: float,
 ) -> Comparison:
     variant, control = pair
-    planned, any_time = differences(metric, variant, control, epochs)
+    planned, any_time = differences(metric.kind, variant, control, epochs)
     p_values = [p_value(each) for each in (planned, any_time)]
     if weights_moved(epochs):
         lift_planned = adaptive.contrast_lift(

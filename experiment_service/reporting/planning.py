@@ -15,7 +15,7 @@ from experiment_service.analysis.planning import (
     detectable_difference,
     needed_units,
 )
-from experiment_service.domain.metric import MetricKind, get_metric
+from experiment_service.domain.metric import MetricKind
 from experiment_service.errors import InvalidRequest, InvalidState
 from experiment_service.reporting.values import plain
 from experiment_service.storage import experiments as storage
@@ -200,7 +200,7 @@ def read_baseline(
     """
     experiment = storage.get_experiment(connection, key)
     declaration = experiment.declaration
-    chosen = get_metric(metric or declaration.reward_metric)
+    chosen = declaration.metric(metric or declaration.reward_metric)
     cells = reads.metric_moments(connection, experiment, chosen, cutoff=as_of)
     control = sum(
         (m for cell, m in cells.items() if cell.variant == declaration.control.key),

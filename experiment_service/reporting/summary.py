@@ -17,7 +17,7 @@ from experiment_service.analysis.interval import Estimate, Interval, Withheld
 from experiment_service.analysis.moments import EpochMoments
 from experiment_service.analysis.sequential import MINIMUM_UNITS
 from experiment_service.domain.experiment import ExperimentState
-from experiment_service.domain.metric import METRICS, MetricKind
+from experiment_service.domain.metric import MetricKind
 from experiment_service.reporting.metrics import differences
 from experiment_service.reporting.values import Check, Facts, MetricReport, Summary
 
@@ -39,11 +39,10 @@ def summarise(
             verdict="unhealthy",
             sentence=f"Do not use these numbers: {_listed(failed)} failed.",
         )
-    metric = METRICS[reward.name]
     count = len(reward.comparisons)
     corrected_level = 1 - (1 - level) / count
     estimates = {
-        each.variant: differences(metric, each.variant, facts.control, epochs)[1](
+        each.variant: differences(reward.kind, each.variant, facts.control, epochs)[1](
             corrected_level
         )
         for each in reward.comparisons

@@ -405,6 +405,7 @@ def _pairs(
             case((_rule.c.by_epoch, exposure.c.epoch), else_=0).label("phase"),
             exposure.c.unit_id,
             interaction.c.kind,
+            func.coalesce(interaction.c.position, 0).label("position"),
             interaction.c.value,
             interaction.c.occurred_at,
         )

@@ -19,6 +19,7 @@ from sqlalchemy import (
     Integer,
     Interval,
     Row,
+    Subquery,
     and_,
     case,
     cast,
@@ -243,7 +244,7 @@ class UnitValue:
     closes_at: ColumnElement[datetime]
     closed: ColumnElement[bool]
     counts: ColumnElement[bool]
-    y: ColumnElement[int]
+    y: ColumnElement[Any]
     x: ColumnElement[int]
 
     def sums(self, prefix: str) -> list[ColumnElement[Any]]:
@@ -269,13 +270,14 @@ def value_of_unit(
     counts = closed = closes_at <= cutoff
     if metric.trigger == "viewed":
         counts = and_(closed, units.c.viewed_at <= closes_at)
+    own = units.c[_column(metric)]
+    y: ColumnElement[Any]
     if metric.kind == "proportion":
-        # LEAST of PostgreSQL skips nulls: the first event of any of the kinds.
-        first = func.least(*(units.c[f"{kind}_at"] for kind in metric.event_kinds))
-        y: ColumnElement[int] = case((first <= units.c.first_at + window, 1), else_=0)
+        y = case((own <= units.c.first_at + window, 1), else_=0)
     else:
-        counted = (units.c[f"{kind}_count"] for kind in metric.event_kinds)
-        y = sum((func.coalesce(each, 0) for each in counted), literal(0, Integer))
+        y = func.coalesce(own, literal(0, Integer))
+        if metric.cap is not None:
+            y = func.least(y, metric.cap)
     x = units.c.exposures if metric.kind == "ratio" else literal(1, Integer)
     return UnitValue(closes_at=closes_at, closed=closed, counts=counts, y=y, x=x)
 
@@ -298,26 +300,29 @@ def units_of_analysis(
         With the unit's name, and the propensity of its first exposure.
     """
     done = schema.unit_outcome
-    kinds = _kinds(metrics)
     shown = units_seen(experiment)
+    of_outcomes = ("kind", "position", "count", "value", "at")
     rows = union_all(
-        select(shown, null().label("kind"), null().label("count"), null().label("at")),
+        select(shown, *(null().label(name) for name in of_outcomes)),
         select(
             done.c.unit_id,
             done.c.phase,
             *(null() for column in shown.c if column.name not in ("unit_id", "phase")),
             done.c.kind,
+            done.c.position,
             done.c.count,
+            done.c.value_sum,
             done.c.first_at,
-        ).where(done.c.experiment_id == experiment.id, done.c.kind.in_(kinds)),
+        ).where(
+            done.c.experiment_id == experiment.id, done.c.kind.in_(_kinds(metrics))
+        ),
     ).subquery("rows")
-    columns: list[ColumnElement[Any]] = []
-    for kind in kinds:
-        here = rows.c.kind == kind
-        columns += [
-            func.min(rows.c.at).filter(here).label(f"{kind}_at"),
-            func.sum(rows.c.count).filter(here).label(f"{kind}_count"),
-        ]
+    columns: list[ColumnElement[Any]] = [
+        _of_metric(metric, rows).label(_column(metric)) for metric in metrics
+    ]
+    if any(metric.trigger == "viewed" for metric in metrics):
+        viewed = func.min(rows.c.at).filter(rows.c.kind == "viewed")
+        columns.append(viewed.label("viewed_at"))
     if named:
         first = aggregate_order_by(rows.c.propensity, rows.c.epoch)
         drawn = func.array_agg(first, type_=ARRAY(Float)).filter(rows.c.own)
@@ -349,6 +354,23 @@ def has_segments(experiment: Experiment) -> bool:
     """Whether units of an experiment have segments."""
     policy = experiment.declaration.policy
     return policy is not None and policy.segment_by is not None
+
+
+def _column(metric: Metric) -> str:
+    return f"of {metric.name}"
+
+
+def _of_metric(metric: Metric, rows: Subquery) -> ColumnElement[Any]:
+    """Return what a unit's rows say of a metric: the first event, how many, or value."""
+    here: ColumnElement[bool] = rows.c.kind.in_(metric.event_kinds)
+    if metric.positions is not None:
+        here = and_(here, rows.c.position.between(*metric.positions))
+    if metric.kind == "proportion":
+        return func.min(rows.c.at).filter(here)
+    if metric.of == "value":
+        # Money is exact in the tables; sums of squares need no more than a float.
+        return cast(func.sum(rows.c.value).filter(here), Float)
+    return func.sum(rows.c.count).filter(here)
 
 
 def _kinds(metrics: Sequence[Metric]) -> list[str]:

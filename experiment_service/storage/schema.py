@@ -214,7 +214,8 @@ attribution = Table(
     PrimaryKeyConstraint("interaction_id", "experiment_id", "phase"),
 )
 
-#: What a unit did, per phase (epoch of a bandit, 0 of an A/B test) and kind.
+#: What a unit did, per phase (epoch of a bandit, 0 of an A/B test), kind and position
+#: (0: none was told).
 unit_outcome = Table(
     "unit_outcome",
     metadata,
@@ -222,10 +223,11 @@ unit_outcome = Table(
     Column("unit_id", Text, nullable=False),
     Column("phase", Integer, nullable=False),
     Column("kind", Text, nullable=False),
+    Column("position", SmallInteger, nullable=False),
     Column("count", Integer, nullable=False),
     Column("value_sum", Numeric, nullable=False),
     _instant("first_at"),
-    PrimaryKeyConstraint("experiment_id", "unit_id", "phase", "kind"),
+    PrimaryKeyConstraint("experiment_id", "unit_id", "phase", "kind", "position"),
 )
 
 model_version = Table(

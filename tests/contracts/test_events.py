@@ -51,7 +51,11 @@ def test_kind_is_taken_stored_and_counted_apart_from_others(kind, engine):
     for _ in range(2):
         with transaction(engine) as connection:
             row = connection.execute(
-                text("SELECT * FROM unit_outcome WHERE kind = :kind"), {"kind": kind}
+                text(
+                    "SELECT sum(count) AS count, sum(value_sum) AS value_sum,"
+                    " min(first_at) AS first_at FROM unit_outcome WHERE kind = :kind"
+                ),
+                {"kind": kind},
             ).one()
             rebuild_outcomes(connection)
         assert (row.count, row.value_sum, row.first_at) == (2, Decimal(5), NOW)

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from dataclasses import astuple
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from uuid import UUID
 
 import numpy as np
@@ -50,6 +51,29 @@ MORE_METRICS = {
             kind="mean",
             event_kinds=("click", "add_to_cart", "purchase"),
             trigger="viewed",
+        ),
+        Metric(
+            name="second-place-rate",
+            title="Click rate at the second place",
+            kind="proportion",
+            event_kinds=("click",),
+            positions=(2, 2),
+        ),
+        Metric(
+            name="capped_value_at_the_top",
+            title="What was clicked and bought at the top is worth",
+            kind="mean",
+            event_kinds=("click", "purchase"),
+            of="value",
+            positions=(1, 2),
+            cap=1.5,
+        ),
+        Metric(
+            name="value_per_exposure",
+            title="Value per exposure",
+            kind="ratio",
+            event_kinds=("purchase", "add_to_cart"),
+            of="value",
         ),
         Metric(
             name="viewed_actions_per_exposure",
@@ -124,8 +148,11 @@ def random_events(experiment_id, mode, rng):
                 unit_id=unit,
                 kind=kinds[rng.integers(len(kinds))],
                 item_id=None,
-                position=None,
-                value=None,
+                position=(None, 1, 2, 3)[rng.integers(4)],
+                # Quarters add up without rounding.
+                value=(None, Decimal("0.25"), Decimal("-0.5"), Decimal(2))[
+                    rng.integers(4)
+                ],
                 occurred_at=START + timedelta(hours=hour),
             )
         )
@@ -143,12 +170,24 @@ def random_events(experiment_id, mode, rng):
     return exposures, interactions
 
 
+def value_by_hand(metric, events, limit):
+    """What a unit's events are worth for a metric; `limit` ends the first window."""
+    low, high = metric.positions or (-1, 99)
+    counted = [event for event in events if low <= (event.position or 0) <= high]
+    if metric.kind == "proportion":
+        return float(any(event.occurred_at <= limit for event in counted))
+    if metric.of == "value":
+        y = float(sum(event.value or 0 for event in counted))
+    else:
+        y = len(counted)
+    return y if metric.cap is None else min(y, metric.cap)
+
+
 def units_by_hand(mode, exposures, interactions, metric, cutoff):
     """First exposure, y, x and end of window of each unit that counts.
 
     Straight from the definition; knows neither tables nor phases of storage.
     """
-    kinds = metric.event_kinds
     seen = defaultdict(list)
     for exposure in exposures:
         key = exposure.unit_id
@@ -170,17 +209,15 @@ def units_by_hand(mode, exposures, interactions, metric, cutoff):
                 timedelta(0) <= event.occurred_at - cause.exposed_at <= WINDOW
                 for cause in causes
             ):
-                happened[event.kind].append(event.occurred_at)
+                happened[event.kind].append(event)
         ends = (last if metric.kind == "ratio" else first).exposed_at + WINDOW
         if ends > cutoff:
             continue
-        viewed = min(happened["viewed"], default=None)
+        viewed = min((e.occurred_at for e in happened["viewed"]), default=None)
         if metric.trigger == "viewed" and (viewed is None or viewed > ends):
             continue
-        times = [at for kind in kinds for at in happened[kind]]
-        y = len(times)
-        if metric.kind == "proportion":
-            y = float(any(at <= first.exposed_at + WINDOW for at in times))
+        events = [event for kind in metric.event_kinds for event in happened[kind]]
+        y = value_by_hand(metric, events, first.exposed_at + WINDOW)
         x = len(shown) if metric.kind == "ratio" else 1
         units.append((first, y, x, ends))
     return units

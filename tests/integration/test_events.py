@@ -136,7 +136,7 @@ def store(engine, *events):
 TABLES = {
     "unit_exposure": "experiment_id, unit_id, epoch, variant",
     "attribution": "interaction_id, experiment_id, phase",
-    "unit_outcome": "experiment_id, unit_id, phase, kind",
+    "unit_outcome": "experiment_id, unit_id, phase, kind, position",
 }
 
 
@@ -153,12 +153,21 @@ def all_rows(engine):
     return {table: table_rows(engine, table) for table in TABLES}
 
 
+def outcome_key(*key):
+    return key if key[-1] else key[:-1]
+
+
 def outcomes(engine):
-    """Return (experiment, unit, phase, kind) -> (count, value sum, first time)."""
+    """Return (experiment, unit, phase, kind) -> (count, value sum, first time).
+
+    With the position at the end of the key if there is one.
+    """
     with transaction(engine) as connection:
         rows = connection.execute(text("SELECT * FROM unit_outcome"))
         return {
-            (row.experiment_id, row.unit_id, row.phase, row.kind): (
+            outcome_key(
+                row.experiment_id, row.unit_id, row.phase, row.kind, row.position
+            ): (
                 row.count,
                 row.value_sum,
                 row.first_at,
@@ -183,7 +192,13 @@ def outcomes_by_hand(experiments, exposures, interactions):
             age = event.occurred_at - shown.exposed_at
             if belongs and timedelta(0) <= age <= window:
                 phase = shown.epoch if kind == "bandit" else 0
-                key = shown.experiment_id, shown.unit_id, phase, event.kind
+                key = outcome_key(
+                    shown.experiment_id,
+                    shown.unit_id,
+                    phase,
+                    event.kind,
+                    event.position,
+                )
                 found[key][event.id] = event
     return {
         key: (
@@ -569,6 +584,7 @@ def random_events(make, ab, bandit, *, count=250):
                 unit_id=unit_id,
                 at=at,
                 kind=rng.choice(sorted(EVENT_KINDS)),
+                position=rng.choice([None, 1, 2]),
                 value=rng.choice([None, Decimal("0.1"), Decimal("-2.50"), Decimal(7)]),
                 **changes,
             )

@@ -25,6 +25,12 @@ def document(**changes):
     return {**base, **changes}
 
 
+OWN_METRIC = {
+    "name": "own-clicks",
+    "title": "Own clicks",
+    "kind": "mean",
+    "event_kinds": ["click"],
+}
 BANDIT = {"kind": "bandit", "policy": {"name": "thompson", "interval": "30s"}}
 
 
@@ -134,6 +140,64 @@ def variants(*weights, **changes):
             "policy.minimum_units",
             "0 or more",
         ),
+        (
+            {"metrics": [{**OWN_METRIC, "name": "conversion_rate"}]},
+            "metrics.0.name",
+            "is taken",
+        ),
+        (
+            {"metrics": [{**OWN_METRIC, "name": "Clicks!"}]},
+            "metrics.0.name",
+            "characters of a-z",
+        ),
+        (
+            {"metrics": [{**OWN_METRIC, "kind": "median"}]},
+            "metrics.0.kind",
+            "proportion, mean, ratio",
+        ),
+        (
+            {"metrics": [{**OWN_METRIC, "event_kinds": ["wave"]}]},
+            None,
+            "'wave'",
+        ),
+        (
+            {"metrics": [{**OWN_METRIC, "event_kinds": []}]},
+            None,
+            "event kinds none are not known",
+        ),
+        (
+            {"metrics": [{**OWN_METRIC, "kind": "proportion", "cap": 2}]},
+            None,
+            "neither of: value nor cap",
+        ),
+        (
+            {"metrics": [{**OWN_METRIC, "kind": "proportion", "of": "value"}]},
+            None,
+            "neither of: value nor cap",
+        ),
+        (
+            {"metrics": [{**OWN_METRIC, "positions": [3, 1]}]},
+            None,
+            "positions are 3 to 1",
+        ),
+        (
+            {"metrics": [{**OWN_METRIC, "positions": [1]}]},
+            "metrics.0.positions",
+            "two whole numbers",
+        ),
+        (
+            {"metrics": [{**OWN_METRIC, "cap": 0}]},
+            None,
+            "cap is 0.0",
+        ),
+        (
+            {"metrics": [{**OWN_METRIC, "colour": "red"}]},
+            "metrics.0.colour",
+            "is not a field",
+        ),
+        ({"metrics": [OWN_METRIC, OWN_METRIC]}, "metrics.0.name", "is taken"),
+        ({"metrics": [{"name": "x"}]}, "metrics.0.title", "is missing"),
+        ({"reward_metric": "own"}, "reward_metric", "known metrics"),
         (
             {**BANDIT, "policy": {"name": "p", "segment_by": {}}},
             "policy.segment_by",

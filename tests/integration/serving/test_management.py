@@ -153,6 +153,19 @@ def test_declared_fields_are_those_of_the_domain():
         "traffic_share": 0.5,
         "targeting": [{"attribute": "a", "operator": "in", "values": [1]}],
         "overrides": {"u": "old"},
+        "metrics": [
+            {
+                "name": "top-clicks",
+                "title": "Clicks at the top",
+                "kind": "mean",
+                "event_kinds": ["click"],
+                "of": "events",
+                "positions": [1, 2],
+                "cap": 5.0,
+                "trigger": "viewed",
+                "direction": "higher",
+            }
+        ],
         "reward_metric": "conversion_rate",
         "attribution_window": "2h",
         "mode": "redraw",
@@ -167,6 +180,7 @@ def test_declared_fields_are_those_of_the_domain():
         },
     }
     assert set(full) == set(documents.DeclarationDocument.model_fields)
+    assert set(full["metrics"][0]) == set(documents.MetricDeclaration.model_fields)
     assert set(full["policy"]) == set(documents.PolicyDocument.model_fields)
     parsed = documents.DeclarationDocument.model_validate(full)
     assert parse_declaration(parsed.model_dump(exclude_none=True)) == (

@@ -49,8 +49,10 @@ def test_rate_sequence_limits_solve_the_definition(count, prior, level):
             assert p in (0, 1)
         else:
             likelihood = special.xlogy(successes, p) + special.xlog1py(failures, -p)
+            # Near 0 and 1 the last digit of p itself moves the likelihood.
+            rounding = 1e-15 * (successes / p + failures / (1 - p))
             assert likelihood - math.log(1 - level) == pytest.approx(
-                mixture, rel=1e-6, abs=1e-6
+                mixture, rel=1e-6, abs=1e-6 + rounding
             )
 
 
