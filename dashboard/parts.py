@@ -128,10 +128,12 @@ def summary_box(summary: Summary) -> None:
     """Show the one sentence; an unhealthy report has its banner instead."""
     if summary.verdict == "unhealthy":
         return
-    show = st.success if summary.verdict == "ahead" else st.info
+    shown = {"ahead": st.success, "guardrail": st.warning}
+    show = shown.get(summary.verdict, st.info)
     icon = {
         "ahead": ":material/trending_up:",
         "behind": ":material/trending_down:",
+        "guardrail": ":material/report:",
         "no_difference": ":material/drag_handle:",
     }.get(summary.verdict, ":material/hourglass_empty:")
     show(f"**{escape_markdown(summary.sentence)}**", icon=icon)

@@ -35,7 +35,15 @@ _VERDICT = {
     "too_early": "Too early",
     "no_difference": "No difference shown",
     "behind": "Behind",
+    "guardrail": "Guardrail breached",
     "ahead": "Ahead",
+}
+
+
+_GUARDRAIL = {
+    "held": ("Guardrail held", "ok"),
+    "breached": ("Guardrail breached", "failed"),
+    "open": ("Guardrail open", "draft"),
 }
 
 
@@ -177,6 +185,11 @@ def metrics_table(report: Report, metrics: Sequence[MetricReport]) -> str:
         cells = [
             f"<b>{escape(metric.title)}</b>"
             + small("lower is better" if metric.direction == "lower" else "")
+            + small(
+                ""
+                if metric.margin is None
+                else f"guardrail: at most {formats.share(metric.margin)} worse"
+            )
         ]
         for result in metric.variants:
             value = formats.given(result.any_time) or formats.given(result.planned)
@@ -188,6 +201,8 @@ def metrics_table(report: Report, metrics: Sequence[MetricReport]) -> str:
             if result.variant in compared:
                 each = compared[result.variant]
                 cell += "<br>" + _difference(each.any_time, metric)
+                if each.guardrail is not None:
+                    cell += " " + chip(*_GUARDRAIL[each.guardrail])
                 if each.corrected_any_time is not None:
                     cell += small(f"p {formats.p_value(each.corrected_any_time)}")
             cells.append(cell)

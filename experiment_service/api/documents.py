@@ -108,6 +108,9 @@ class DeclarationDocument(Request):
     overrides: dict[Identifier, Identifier] = Field(default_factory=dict)
     metrics: list[MetricDeclaration] = Field(default_factory=list)
     reward_metric: Identifier = "visitor_interaction_rate"
+    guardrails: dict[Identifier, float] = Field(
+        default_factory=dict, examples=[{"dismiss_rate": 0.1}]
+    )
     attribution_window: Duration = "1d"
     mode: str = Field(default="redraw", json_schema_extra=_choice(AssignmentMode))
     policy: PolicyDocument | None = None

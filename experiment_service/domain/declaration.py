@@ -84,6 +84,13 @@ def _overrides(name: str, value: object) -> Mapping[str, str]:
     }
 
 
+def _margins(name: str, value: object) -> Mapping[str, float]:
+    return {
+        metric: _number(f"{name}.{metric}", margin)
+        for metric, margin in _mapping(name, value).items()
+    }
+
+
 def _choice(choices: type[_Choice]) -> Callable[[str, object], _Choice]:
     def read(name: str, value: object) -> _Choice:
         if not isinstance(value, str) or value not in list(choices):
@@ -267,6 +274,7 @@ _declaration = _record(
         "overrides": _overrides,
         "metrics": _list(_metric),
         "reward_metric": _text,
+        "guardrails": _margins,
         "attribution_window": parse_duration,
         "mode": _choice(AssignmentMode),
         "policy": _policy,

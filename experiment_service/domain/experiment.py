@@ -248,6 +248,7 @@ class Declaration:
     overrides: Mapping[str, str] = field(default_factory=dict)
     metrics: tuple[Metric, ...] = ()
     reward_metric: str = "visitor_interaction_rate"
+    guardrails: Mapping[str, float] = field(default_factory=dict)
     attribution_window: timedelta = timedelta(days=1)
     mode: AssignmentMode = AssignmentMode.REDRAW
     policy: PolicySpecification | None = None
@@ -287,6 +288,15 @@ class Declaration:
                 "reward_metric",
                 f"is {self.reward_metric!r}; known metrics: {known(self.catalogue)}",
             )
+
+        for name, margin in self.guardrails.items():
+            if name not in self.catalogue or name == self.reward_metric:
+                raise _refuse(
+                    "guardrails",
+                    f"name {name[:80]!r}; they can name any metric but the reward: "
+                    f"{known(set(self.catalogue) - {self.reward_metric})}",
+                )
+            check_share(f"guardrails.{name}", margin, low=0.001)
 
     def _check_variants(self) -> None:
         keys = [variant.key for variant in self.variants]

@@ -72,8 +72,10 @@ def overview(
     rows = []
     for experiment in storage.list_experiments(connection):
         reward = experiment.declaration.reward
+        declaration = experiment.declaration
+        metrics = [reward, *map(declaration.metric, declaration.guardrails)]
         report = _build(
-            connection, experiment, [reward], as_of, level, with_series=False
+            connection, experiment, metrics, as_of, level, with_series=False
         )
         rows.append(
             OverviewRow(
@@ -139,7 +141,7 @@ def _build(
         summary=summarise(
             facts,
             checks,
-            reports[0],
+            reports,
             epoch_moments(rewards, traffic.epochs),
             level=level,
         ),

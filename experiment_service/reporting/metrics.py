@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 
-from experiment_service.analysis import adaptive, estimate, sequential
+from experiment_service.analysis import adaptive, estimate, guardrail, sequential
 from experiment_service.analysis.interval import Estimate, Interval, Withheld
 from experiment_service.analysis.moments import EpochMoments, Moments
 from experiment_service.analysis.scores import weigh
@@ -53,12 +53,14 @@ def metric_report(
     pooled = pooled_moments(experiment, cells)
     by_epoch = epoch_moments(cells, epochs)
     moved = weights_moved(by_epoch)
+    margin = declaration.guardrails.get(metric.name)
     return MetricReport(
         name=metric.name,
         title=metric.title,
         kind=metric.kind,
         direction=metric.direction,
         reward=metric.name == declaration.reward_metric,
+        margin=margin,
         variants=tuple(
             VariantResult(
                 variant=variant,
@@ -74,8 +76,15 @@ def metric_report(
             for variant, moments in pooled.items()
         ),
         comparisons=tuple(
-            _comparison(
-                metric, (variant, declaration.control.key), pooled, by_epoch, level
+            _guarded(
+                _comparison(
+                    metric, (variant, declaration.control.key), pooled, by_epoch, level
+                ),
+                metric,
+                declaration.control.key,
+                by_epoch,
+                margin=margin,
+                level=level,
             )
             for variant in pooled
             if variant != declaration.control.key
@@ -187,6 +196,33 @@ def _comparison(
         p_planned=None if isinstance(p_values[0], Withheld) else p_values[0],
         p_any_time=None if isinstance(p_values[1], Withheld) else p_values[1],
     )
+
+
+def _guarded(
+    comparison: Comparison,
+    metric: Metric,
+    control: str,
+    epochs: Sequence[EpochMoments],
+    *,
+    margin: float | None,
+    level: float,
+) -> Comparison:
+    """Add the verdict on a guardrail."""
+    if margin is None:
+        return comparison
+    lower = metric.direction == "lower"
+    beyond = guardrail.excess(
+        epochs,
+        kind=metric.kind,
+        treatment=comparison.variant,
+        control=control,
+        factor=1 + margin if lower else 1 - margin,
+        moved=weights_moved(epochs),
+        level=level,
+        planned_units=PLANNED_UNITS,
+    )
+    verdict = guardrail.judge(comparison.any_time, beyond, lower_is_better=lower)
+    return replace(comparison, guardrail=verdict)
 
 
 def with_corrections(reports: Sequence[MetricReport]) -> tuple[MetricReport, ...]:

@@ -7,7 +7,8 @@
    for the number of comparisons (Bonferroni), so that the sentence holds for all
    variants and all looks together. Of several that are ahead, the one with the largest
    difference is named; behind is said only if none is ahead.
-5. Else: no difference is established.
+5. Guardrail: the variant that is ahead is shown to be worse in a guardrail metric.
+6. Else: no difference is established.
 """
 
 import math
@@ -25,12 +26,13 @@ from experiment_service.reporting.values import Check, Facts, MetricReport, Summ
 def summarise(
     facts: Facts,
     checks: Sequence[Check],
-    reward: MetricReport,
+    metrics: Sequence[MetricReport],
     epochs: Sequence[EpochMoments],
     *,
     level: float,
 ) -> Summary:
     """Say what the report amounts to, by the rules of this module."""
+    reward = metrics[0]
     if facts.state is ExperimentState.DRAFT:
         return Summary(verdict="draft", sentence="Not started: a draft has no units.")
     failed = [check for check in checks if check.result.status == "failed"]
@@ -57,7 +59,13 @@ def summarise(
     assurance = f"{level:.0%} confidence at any look"
     if count > 1:
         assurance += f", corrected for {count} comparisons"
-    return _compare(facts.control, reward, intervals, assurance)
+    breached = {
+        each.variant: metric.title.lower()
+        for metric in metrics
+        for each in metric.comparisons
+        if each.guardrail == "breached"
+    }
+    return _compare(facts.control, reward, intervals, assurance, breached)
 
 
 def _too_early(reward: MetricReport, estimates: Mapping[str, Estimate]) -> Summary:
@@ -80,6 +88,7 @@ def _compare(
     reward: MetricReport,
     intervals: Mapping[str, Interval],
     assurance: str,
+    breached: Mapping[str, str],
 ) -> Summary:
     sign = 1 if reward.direction == "higher" else -1
     name = reward.title.lower()
@@ -95,11 +104,16 @@ def _compare(
     ahead = gains[best] > 0
     named = best if ahead else min(established, key=lambda key: gains[key])
     size = _size(intervals[named], reward.kind)
-    return Summary(
-        verdict="ahead" if ahead else "behind",
-        sentence=f"{named} is {'ahead of' if ahead else 'behind'} {control} in {name} by "
-        f"{size} ({assurance}).",
+    sentence = (
+        f"{named} is {'ahead of' if ahead else 'behind'} {control} in {name} by "
+        f"{size} ({assurance})."
     )
+    if ahead and best in breached:
+        return Summary(
+            verdict="guardrail",
+            sentence=f"{sentence} But it is worse in {breached[best]}, a guardrail.",
+        )
+    return Summary(verdict="ahead" if ahead else "behind", sentence=sentence)
 
 
 def _size(interval: Interval, kind: MetricKind) -> str:

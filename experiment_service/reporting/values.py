@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from enum import Enum
 from typing import Any, Literal
 
+from experiment_service.analysis import guardrail as guardrails
 from experiment_service.analysis.health import HealthCheck
 from experiment_service.analysis.interval import Estimate, Interval, Withheld
 from experiment_service.domain.experiment import ExperimentKind, ExperimentState
@@ -17,7 +18,9 @@ from experiment_service.domain.metric import MetricKind
 from experiment_service.storage.counts import Lag, MinuteCount
 
 #: What a summary concludes; `summary` states the rules.
-Verdict = Literal["draft", "unhealthy", "too_early", "no_difference", "behind", "ahead"]
+Verdict = Literal[
+    "draft", "unhealthy", "too_early", "no_difference", "behind", "guardrail", "ahead"
+]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +95,8 @@ class Comparison:
         it is withheld.
     corrected_planned, corrected_any_time : float or None
         The same by Holm's method over all variants and metrics of the report.
+    guardrail : str or None
+        Of a guardrail metric: held, breached or open; see `analysis.guardrail`.
     """
 
     variant: str
@@ -103,17 +108,26 @@ class Comparison:
     p_any_time: float | None = None
     corrected_planned: float | None = None
     corrected_any_time: float | None = None
+    guardrail: guardrails.Verdict | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class MetricReport:
-    """A metric of all variants; comparisons leave out the control."""
+    """A metric of all variants; comparisons leave out the control.
+
+    Attributes
+    ----------
+    margin : float or None
+        Of a guardrail: the share of the control's value by which a variant may be
+        worse.
+    """
 
     name: str
     title: str
     kind: MetricKind
     direction: Literal["higher", "lower"]
     reward: bool
+    margin: float | None = None
     variants: tuple[VariantResult, ...]
     comparisons: tuple[Comparison, ...]
 

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from experiment_service.analysis import guardrail
 from experiment_service.analysis.interval import Withheld
-from experiment_service.analysis.moments import Moments
+from experiment_service.analysis.moments import EpochMoments, Moments
 from experiment_service.analysis.sequential import (
     arm_sequence,
     difference_sequence,
@@ -167,3 +168,45 @@ def test_difference_of_means_and_ratios(what, arm_bound, report):
     )
     assert alarms / trials < 0.05
     assert arm_misses / trials < arm_bound
+
+
+@pytest.mark.parametrize("margin", [0.05, 0.2])
+def test_a_guardrail_is_rarely_held_when_the_margin_is_just_reached(
+    margin, report, tolerance
+):
+    """Watched for 20 looks, a variant exactly at the margin passes at most 2.5 %."""
+    rng = np.random.default_rng(506)
+    trials, looks, units, rate = 1000, 20, 1000, 0.10
+    held = 0
+    for _ in range(trials):
+        won = rng.binomial(units, rate * (1 - margin), looks).cumsum()
+        base = rng.binomial(units, rate, looks).cumsum()
+        held += any(
+            guardrail.judge(
+                Withheld(reason="not asked"),
+                guardrail.excess(
+                    [
+                        EpochMoments(
+                            weights={"a": 0.5, "b": 0.5},
+                            moments={
+                                "a": Moments.from_counts(int(b), units * (look + 1)),
+                                "b": Moments.from_counts(int(w), units * (look + 1)),
+                            },
+                        )
+                    ],
+                    kind="proportion",
+                    treatment="b",
+                    control="a",
+                    factor=1 - margin,
+                    moved=False,
+                    level=0.95,
+                    planned_units=20_000,
+                ),
+                lower_is_better=False,
+            )
+            == "held"
+            for look, (w, b) in enumerate(zip(won, base, strict=True))
+        )
+    setting = f"at the margin of {margin:.0%}, held at any of 20 looks"
+    report("Guardrail", setting, held / trials, trials)
+    assert held / trials < 0.025 + tolerance(0.025, trials)

@@ -198,6 +198,14 @@ def variants(*weights, **changes):
         ({"metrics": [OWN_METRIC, OWN_METRIC]}, "metrics.0.name", "is taken"),
         ({"metrics": [{"name": "x"}]}, "metrics.0.title", "is missing"),
         ({"reward_metric": "own"}, "reward_metric", "known metrics"),
+        ({"guardrails": {"speed": 0.1}}, "guardrails", "'speed'"),
+        ({"guardrails": {"dismiss_rate": 0}}, "guardrails.dismiss_rate", "0.001 to 1"),
+        ({"guardrails": {"dismiss_rate": "x"}}, "guardrails.dismiss_rate", "finite"),
+        (
+            {"guardrails": {"visitor_interaction_rate": 0.1}},
+            "guardrails",
+            "any metric but the reward",
+        ),
         (
             {**BANDIT, "policy": {"name": "p", "segment_by": {}}},
             "policy.segment_by",

@@ -617,3 +617,46 @@ def test_p_values_agree_with_their_intervals_and_holm_covers_all(reports, key):
         for rank, (p, fixed) in enumerate(sorted(pairs)):
             highest = max(highest, min(1.0, (count - rank) * p))
             assert fixed == pytest.approx(highest)
+
+
+@pytest.mark.parametrize(
+    ("carts", "verdict", "words"),
+    [
+        (300, "ahead", "b is ahead of a"),
+        (100, "guardrail", "But it is worse in add-to-cart rate, a guardrail."),
+    ],
+)
+def test_a_breached_guardrail_takes_the_lead_away(
+    connection, recorder, carts, verdict, words
+):
+    experiment = small_experiment(
+        connection,
+        reward_metric="visitor_click_rate",
+        guardrails={"add_to_cart_rate": 0.4},
+    )
+    for variant, clicks, added in (("a", 400, 300), ("b", 700, carts)):
+        for number in range(3000):
+            at = T0 + timedelta(seconds=number)
+            shown = recorder.expose_as(
+                experiment, (variant, 0), f"{variant}{number}", at
+            )
+            if number < clicks:
+                recorder.interact(shown, "click", 20)
+            if number < added:
+                recorder.interact(shown, "add_to_cart", 30)
+    store_events(connection, recorder.exposures, recorder.interactions)
+    recorded_at(connection, timedelta(seconds=1))
+    report = report_of(connection)
+    metric = next(m for m in report.metrics if m.name == "add_to_cart_rate")
+    assert metric.margin == 0.4
+    assert metric.comparisons[0].guardrail == (
+        "held" if verdict == "ahead" else "breached"
+    )
+    assert (report.summary.verdict, words in report.summary.sentence) == (verdict, True)
+    line = next(
+        row
+        for row in overview(connection, as_of=report.as_of)
+        if row.facts.key == "small"
+    )
+    assert line.summary.verdict == verdict
+    json.dumps(report.to_document(), allow_nan=False)
