@@ -122,7 +122,10 @@ def _build(
 ) -> Report:
     """Build a report on the given metrics, the reward first."""
     traffic = _traffic(connection, experiment, as_of)
-    cells = reads.moments_by_metric(connection, experiment, metrics, cutoff=as_of)
+    spans = _spans(experiment, as_of) if with_series else None
+    cells = reads.moments_by_metric(
+        connection, experiment, metrics, cutoff=as_of, spans=spans
+    )
     reports = with_corrections(
         [
             metric_report(
@@ -151,9 +154,7 @@ def _build(
         bandit=bandit_report(
             experiment, pooled_moments(experiment, rewards), traffic.looks, level=level
         ),
-        series=_series(connection, experiment, metrics[0], as_of, level)
-        if with_series
-        else (),
+        series=_series(experiment, metrics[0], rewards, spans, level=level),
     )
 
 
@@ -186,27 +187,34 @@ def _traffic(
     )
 
 
-def _series(
-    connection: Connection,
-    experiment: Experiment,
-    metric: Metric,
-    as_of: datetime,
-    level: float,
-) -> tuple[Series, ...]:
-    """Return the reward over the time in which windows closed."""
+def _spans(experiment: Experiment, as_of: datetime) -> reads.Spans | None:
+    """Return the time in which windows closed; None before the first did."""
     if experiment.started_at is None:
-        return ()
+        return None
     window = experiment.declaration.attribution_window
     start = experiment.started_at + window
     end = min(as_of, (experiment.stopped_at or as_of) + window)
     if end <= start:
+        return None
+    return reads.Spans(start=start, end=end, count=SERIES_POINTS)
+
+
+def _series(
+    experiment: Experiment,
+    metric: Metric,
+    cells: reads.MetricCells,
+    spans: reads.Spans | None,
+    *,
+    level: float,
+) -> tuple[Series, ...]:
+    """Return the reward over the time in which windows closed."""
+    if spans is None:
         return ()
-    spans = reads.moment_series(
-        connection, experiment, metric, start=start, cutoff=end, buckets=SERIES_POINTS
-    )
     ordered = {
-        variant.key: spans[variant.key]
+        variant.key: cells.series[variant.key]
         for variant in experiment.declaration.variants
-        if variant.key in spans
+        if variant.key in cells.series
     }
-    return cumulative_series(metric, ordered, start=start, end=end, level=level)
+    return cumulative_series(
+        metric, ordered, start=spans.start, end=spans.end, level=level
+    )

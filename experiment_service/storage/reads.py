@@ -5,7 +5,7 @@ The sums are made in the database, as the metric's declaration says, from
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date, datetime
 from typing import Any, NamedTuple
 
@@ -39,7 +39,7 @@ from experiment_service.domain.experiment import (
     Experiment,
     ExperimentKind,
 )
-from experiment_service.domain.metric import Metric
+from experiment_service.domain.metric import Metric, MetricKind
 from experiment_service.storage import schema
 
 
@@ -76,10 +76,40 @@ class MetricCells:
         Of the units whose window has closed.
     open_units : mapping of str to int
         Units per variant that do not count yet, as their window is still open.
+    series : mapping of str to sequence of Moments
+        Per variant and span, if spans were asked for; each sums to `moments`.
     """
 
     moments: Mapping[Cell, Moments]
     open_units: Mapping[str, int]
+    series: Mapping[str, Sequence[Moments]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spans:
+    """Equal spans of time, by when the windows of units closed.
+
+    Attributes
+    ----------
+    start, end : datetime
+        Bounds; what closed before or after them is in the first or the last span.
+    count : int
+        Number of spans, >= 1.
+    """
+
+    start: datetime
+    end: datetime
+    count: int
+
+    def of(self, instant: ColumnElement[datetime]) -> ColumnElement[int]:
+        """Return the number of an instant's span, from 1."""
+        span = func.width_bucket(
+            cast(extract("epoch", instant), Float),
+            self.start.timestamp(),
+            self.end.timestamp(),
+            self.count,
+        )
+        return func.least(func.greatest(span, 1), self.count)
 
 
 def metric_moments(
@@ -111,86 +141,63 @@ def moments_by_metric(
     metrics: Sequence[Metric],
     *,
     cutoff: datetime,
+    spans: Spans | None = None,
 ) -> dict[str, MetricCells]:
-    """Return what `metric_moments` returns for several metrics, in one pass."""
+    """Return what `metric_moments` returns for several metrics, in one pass.
+
+    Parameters
+    ----------
+    spans : Spans, optional
+        Asks for the series of the first metric.
+    """
     units = units_of_analysis(experiment, metrics, cutoff=cutoff)
     day = cast(func.timezone("UTC", units.c.first_at), Date)
-    cell = (units.c.variant, units.c.epoch, units.c.segment, day.label("day"))
+    values = {
+        metric.name: value_of_unit(experiment, metric, units, cutoff=cutoff)
+        for metric in metrics
+    }
+    cell: list[ColumnElement[Any]] = [
+        units.c.variant,
+        units.c.epoch,
+        units.c.segment,
+        day.label("day"),
+    ]
+    if spans is not None:
+        closes_at = values[metrics[0].name].closes_at
+        cell.append(spans.of(closes_at).label("span"))
     columns = [
         column
-        for i, metric in enumerate(metrics)
-        for column in value_of_unit(experiment, metric, units, cutoff=cutoff).sums(
-            f"m{i}"
-        )
+        for i, value in enumerate(values.values())
+        for column in value.sums(f"m{i}")
     ]
     rows = connection.execute(
         select(*cell, *columns).select_from(units).group_by(*cell)
     ).all()
-    return {metric.name: _cells(rows, f"m{i}") for i, metric in enumerate(metrics)}
+    return {
+        name: _cells(rows, value, f"m{i}", spans if i == 0 else None)
+        for i, (name, value) in enumerate(values.items())
+    }
 
 
-def _cells(rows: Sequence[Row[Any]], prefix: str) -> MetricCells:
+def _cells(
+    rows: Sequence[Row[Any]], value: "UnitValue", prefix: str, spans: Spans | None
+) -> MetricCells:
     moments: dict[Cell, Moments] = {}
     open_units: dict[str, int] = {}
+    series: dict[str, list[Moments]] = {}
     for row in rows:
         variant = row.variant
         still_open = row._mapping[f"{prefix}_open"]  # noqa: SLF001
         open_units[variant] = open_units.get(variant, 0) + still_open
-        cell = _moments(row, prefix)
-        if cell.n:
-            moments[Cell(variant, row.epoch, row.segment, row.day)] = cell
-    return MetricCells(moments=moments, open_units=open_units)
-
-
-def _moments(row: Row[Any], prefix: str) -> Moments:
-    return Moments(**{name: row._mapping[f"{prefix}_{name}"] or 0 for name in _SUMS})  # noqa: SLF001
-
-
-def moment_series(
-    connection: Connection,
-    experiment: Experiment,
-    metric: Metric,
-    *,
-    start: datetime,
-    cutoff: datetime,
-    buckets: int,
-) -> dict[str, list[Moments]]:
-    """Return moments per variant and span of time in which the windows closed.
-
-    Parameters
-    ----------
-    start, cutoff : datetime
-        Bounds of equal spans; what closed before them is in the first one.
-    buckets : int
-        Number of spans.
-
-    Returns
-    -------
-    dict of str to list of Moments
-        One per span; their sum is that of `metric_moments`.
-    """
-    units = units_of_analysis(experiment, [metric], cutoff=cutoff)
-    value = value_of_unit(experiment, metric, units, cutoff=cutoff)
-    span = func.width_bucket(
-        cast(extract("epoch", value.closes_at), Float),
-        start.timestamp(),
-        cutoff.timestamp(),
-        buckets,
-    )
-    cell = (
-        units.c.variant,
-        func.least(func.greatest(span, 1), buckets).label("bucket"),
-    )
-    series: dict[str, list[Moments]] = {}
-    for row in connection.execute(
-        select(*cell, *value.sums("m"))
-        .select_from(units)
-        .where(value.counts)
-        .group_by(*cell)
-    ):
-        spans = series.setdefault(row.variant, [Moments.zero()] * buckets)
-        spans[row.bucket - 1] = _moments(row, "m")
-    return series
+        found = value.moments(row, prefix)
+        if not found.n:
+            continue
+        cell = Cell(variant, row.epoch, row.segment, row.day)
+        moments[cell] = moments[cell] + found if cell in moments else found
+        if spans is not None:
+            each = series.setdefault(variant, [Moments.zero()] * spans.count)
+            each[row.span - 1] += found
+    return MetricCells(moments=moments, open_units=open_units, series=series)
 
 
 def reward_sums(
@@ -241,6 +248,7 @@ def reward_sums(
 class UnitValue:
     """A metric of one unit as SQL: when its window closes, whether it counts, y, x."""
 
+    kind: MetricKind
     closes_at: ColumnElement[datetime]
     closed: ColumnElement[bool]
     counts: ColumnElement[bool]
@@ -248,16 +256,44 @@ class UnitValue:
     x: ColumnElement[int]
 
     def sums(self, prefix: str) -> list[ColumnElement[Any]]:
-        """Return the moments of a group of units, and how many do not count yet."""
+        """Return what the moments of a group of units need, and how many are open.
+
+        What follows from other sums is left out: each one is a pass over all units.
+        """
         y, x = self.y, self.x
-        sums = [func.sum(each) for each in (y, y * y, x, x * x, x * y)]
+        sums: dict[str, Any] = {"n": func.count(), "sum_y": func.sum(y)}
+        if self.kind == "proportion":
+            sums["sum_y"] = func.count().filter(y == 1)
+        else:
+            sums["sum_yy"] = func.sum(y * y)
+        if self.kind == "ratio":
+            sums |= {
+                "sum_x": func.sum(x),
+                "sum_xx": func.sum(x * x),
+                "sum_xy": func.sum(x * y),
+            }
         return [
             *(
                 total.filter(self.counts).label(f"{prefix}_{name}")
-                for name, total in zip(_SUMS, [func.count(), *sums], strict=True)
+                for name, total in sums.items()
             ),
             func.count().filter(~self.closed).label(f"{prefix}_open"),
         ]
+
+    def moments(self, row: Row[Any], prefix: str) -> Moments:
+        """Return the moments of a row that has the sums."""
+
+        def read(name: str) -> float:
+            return float(row._mapping[f"{prefix}_{name}"] or 0)  # noqa: SLF001
+
+        n, sum_y = read("n"), read("sum_y")
+        if self.kind == "proportion":
+            return Moments.from_counts(sum_y, n)
+        if self.kind == "mean":
+            return Moments(
+                n=n, sum_y=sum_y, sum_yy=read("sum_yy"), sum_x=n, sum_xx=n, sum_xy=sum_y
+            )
+        return Moments(**{name: read(name) for name in _SUMS})
 
 
 def value_of_unit(
@@ -275,11 +311,13 @@ def value_of_unit(
     if metric.kind == "proportion":
         y = case((own <= units.c.first_at + window, 1), else_=0)
     else:
-        y = func.coalesce(own, literal(0, Integer))
+        y = func.coalesce(cast(own, Float), 0.0)
         if metric.cap is not None:
             y = func.least(y, metric.cap)
     x = units.c.exposures if metric.kind == "ratio" else literal(1, Integer)
-    return UnitValue(closes_at=closes_at, closed=closed, counts=counts, y=y, x=x)
+    return UnitValue(
+        kind=metric.kind, closes_at=closes_at, closed=closed, counts=counts, y=y, x=x
+    )
 
 
 def units_of_analysis(

@@ -21,8 +21,8 @@ from experiment_service.storage import experiments as storage
 from experiment_service.storage.database import create_engine, transaction
 from experiment_service.storage.events import store_events
 from experiment_service.storage.reads import (
+    Spans,
     metric_moments,
-    moment_series,
     moments_by_metric,
     reward_sums,
 )
@@ -312,10 +312,17 @@ def test_series_adds_up_by_the_time_at_which_windows_closed(stored, name):
     start, cutoff, buckets = START + WINDOW, START + timedelta(hours=96), 12
     values = moments_by_hand(mode, exposures, interactions, metric, cutoff)
     with transaction(engine) as connection:
-        series = moment_series(
-            connection, experiment, metric, start=start, cutoff=cutoff, buckets=buckets
-        )
-    for variant, spans in series.items():
+        cells = moments_by_metric(
+            connection,
+            experiment,
+            [metric],
+            cutoff=cutoff,
+            spans=Spans(start=start, end=cutoff, count=buckets),
+        )[name]
+        alone = metric_moments(connection, experiment, metric, cutoff=cutoff)
+    assert cells.moments == alone
+    assert cells.series.keys() == {cell.variant for cell in alone}
+    for variant, spans in cells.series.items():
         rows = [
             row for place, cell in values.items() if place[0] == variant for row in cell
         ]
