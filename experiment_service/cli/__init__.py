@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from experiment_service.cli.experiments import add_experiments
 from experiment_service.cli.models import add_models
 from experiment_service.cli.plans import add_plan
-from experiment_service.cli.replays import add_replay
+from experiment_service.cli.replays import add_export, add_replay
 from experiment_service.cli.services import add_services
 from experiment_service.config import Settings
 from experiment_service.errors import ExperimentServiceError
@@ -52,4 +52,5 @@ def build_parser() -> argparse.ArgumentParser:
     add_models(commands)
     add_plan(commands)
     add_replay(commands)
+    add_export(commands)
     return parser

@@ -27,6 +27,7 @@ from experiment_service.replay.comparison import (
     compare,
 )
 from experiment_service.replay.experiment import ExperimentLog, read_experiment
+from experiment_service.replay.export import CONTENTS, export
 from experiment_service.replay.files import ColumnMapping, read_rounds
 from experiment_service.storage.database import transaction
 from policies import POLICIES
@@ -104,6 +105,43 @@ def add_replay(commands: Any) -> None:  # noqa: ANN401 - argparse names no type
     replay.add_argument("--level", type=float, default=0.95)
     replay.add_argument("--seed", type=int, default=0)
     replay.add_argument("--json", action="store_true", help="everything, as JSON")
+
+
+def add_export(commands: Any) -> None:  # noqa: ANN401 - argparse names no type
+    """Add the command that writes what an experiment recorded to a file."""
+    export_ = commands.add_parser(
+        "export", help="write an experiment's rounds or raw events to CSV or Parquet"
+    )
+    export_.set_defaults(command=_export)
+    export_.add_argument("key")
+    export_.add_argument("content", choices=CONTENTS)
+    export_.add_argument(
+        "--output", type=Path, required=True, help="FILE.csv, FILE.csv.gz, FILE.parquet"
+    )
+    export_.add_argument("--metric", help="reward of the rounds; the experiment's")
+    export_.add_argument(
+        "--segment-by",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="attribute that makes the segment of rounds; may be given many times",
+    )
+
+
+def _export(settings: Settings, parsed: argparse.Namespace) -> None:
+    if parsed.content != "rounds" and (parsed.metric or parsed.segment_by):
+        raise InvalidRequest("--metric and --segment-by are for rounds only")
+    with open_engine(settings) as engine, transaction(engine) as connection:
+        rows = export(
+            connection,
+            parsed.key,
+            parsed.content,
+            parsed.output,
+            cutoff=clock(),
+            metric=parsed.metric,
+            segment_by=parsed.segment_by,
+        )
+    print(f"{parsed.output}: {rows:,} {parsed.content}")
 
 
 def _replay(settings: Settings, parsed: argparse.Namespace) -> None:

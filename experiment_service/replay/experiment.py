@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from sqlalchemy import Connection
 
+from experiment_service.domain.experiment import Declaration
 from experiment_service.domain.metric import Metric
 from experiment_service.errors import InvalidRequest, InvalidState, known
 from experiment_service.replay.choice import PolicyChoice
@@ -105,16 +106,7 @@ def read_experiment(
     """
     experiment = storage.get_experiment(connection, key)
     declaration = experiment.declaration
-    chosen = declaration.metric(metric or declaration.reward_metric)
-    if chosen.kind == "ratio":
-        simple = [
-            name for name, each in declaration.catalogue.items() if each.kind != "ratio"
-        ]
-        raise InvalidRequest(
-            f"metric {chosen.name!r} is a ratio, which is no mean over units; replay "
-            f"one of {known(simple)}",
-            field="metric",
-        )
+    chosen = simple_metric(declaration, metric)
     batches = list(
         stream_rounds(
             connection, experiment, chosen, cutoff=cutoff, segment_by=segment_by
@@ -135,6 +127,29 @@ def read_experiment(
         window=declaration.attribution_window,
         minimum_units=policy.minimum_units if policy else 0,
     )
+
+
+def simple_metric(declaration: Declaration, name: str | None) -> Metric:
+    """Return a metric that is a mean over units; the reward when none is named.
+
+    Raises
+    ------
+    NotFound
+        When there is no such metric.
+    InvalidRequest
+        When it is a ratio.
+    """
+    chosen = declaration.metric(name or declaration.reward_metric)
+    if chosen.kind == "ratio":
+        simple = [
+            name for name, each in declaration.catalogue.items() if each.kind != "ratio"
+        ]
+        raise InvalidRequest(
+            f"metric {chosen.name!r} is a ratio, which is no mean over units; choose "
+            f"one of {known(simple)}",
+            field="metric",
+        )
+    return chosen
 
 
 def _rounds(variants: Sequence[str], batches: Sequence[RoundBatch]) -> LoggedRounds:

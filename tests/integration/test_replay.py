@@ -4,6 +4,7 @@ import json
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from experiment_service.domain.assignment import assign
@@ -201,3 +202,92 @@ def test_an_experiment_without_closed_windows_says_so(run, engine):  # noqa: F81
         storage.create_experiment(connection, parse_declaration(document), now=START)
     answer = run("replay", "new", "--policy", "uniform")
     assert refused(answer, "no unit whose attribution window closed by")
+
+
+@pytest.mark.usefixtures("bandit")
+@pytest.mark.parametrize("ending", ["csv", "csv.gz", "parquet"])
+def test_exported_rounds_replay_as_the_experiment_itself(run, tmp_path, ending):  # noqa: F811
+    file = tmp_path / f"log.{ending}"
+    common = ("--segment-by", "device", "--output", file)
+    assert run("export", "offers", "rounds", *common)[:2] == (
+        0,
+        f"{file}: 2,700 rounds\n",
+    )
+    policies = ("--policy", "thompson:floor=0.05", "--policy", "segmented_thompson")
+    own = run("replay", "offers", "--segment-by", "device", *policies, "--json")
+    again = run(
+        *("replay", "--file", file, "--column", "unit=unit", "--segment-by", "segment"),
+        *("--interval", "1d", "--delay", "2h", "--minimum-units", "50"),
+        *(*policies, "--json"),
+    )
+    for name in ("log", "fixed", "outcomes"):
+        assert_close(json.loads(again[1])[name], json.loads(own[1])[name])
+
+
+def assert_close(found, expected):
+    """Sums in another order differ in their last digits."""
+    if isinstance(expected, dict):
+        assert found.keys() == expected.keys()
+        found, expected = (
+            [each[name] for name in expected] for each in (found, expected)
+        )
+    if isinstance(expected, list):
+        for one, other in zip(found, expected, strict=True):
+            assert_close(one, other)
+    else:
+        assert found == (
+            pytest.approx(expected, rel=1e-9)
+            if isinstance(expected, float)
+            else expected
+        )
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_exported_events_are_those_that_were_stored(run, tmp_path, bandit, ending):  # noqa: F811
+    read = {"csv": pd.read_csv, "parquet": pd.read_parquet}[ending]
+    files = {
+        name: tmp_path / f"{name}.{ending}" for name in ("exposures", "interactions")
+    }
+    for name, file in files.items():
+        assert run("export", "offers", name, "--output", file)[0] == 0
+    shown, done = (read(file) for file in files.values())
+    assert len(shown) == len(bandit)
+    assert shown["id"].is_monotonic_increasing
+    assert sorted(zip(shown["variant"], shown["propensity"], strict=True)) == sorted(
+        (variant, propensity) for variant, propensity, _ in bandit
+    )
+    items = shown["items"][0]
+    assert (json.loads(items) if ending == "csv" else list(items)) == ["x"]
+    assert json.loads(shown["context"][0])["device"] in ("d0", "d1")
+    assert len(done) == sum(row[2] for row in bandit)
+    assert set(done["exposure_id"]) <= set(shown["id"])
+    assert set(done["kind"]) == {"click"}
+
+
+@pytest.mark.usefixtures("bandit")
+def test_an_export_is_refused_in_words_and_leaves_nothing(run, tmp_path):  # noqa: F811
+    there = tmp_path / "there.csv"
+    there.write_text("mine")
+    for arguments, words in (
+        (("offers", "rounds", "--output", there), "exists; choose another name"),
+        (("offers", "rounds", "--output", tmp_path / "x.xls"), "known endings"),
+        (("nope", "rounds", "--output", tmp_path / "x.csv"), "'nope' does not exist"),
+        (
+            ("offers", "rounds", "--output", tmp_path / "no" / "x.csv"),
+            "can't be written",
+        ),
+        (
+            ("offers", "exposures", "--metric", "m", "--output", tmp_path / "x.csv"),
+            "for rounds only",
+        ),
+        (
+            (
+                *("offers", "rounds", "--metric", "click_through_rate"),
+                *("--output", tmp_path / "x.csv"),
+            ),
+            "is a ratio",
+        ),
+    ):
+        assert refused(run("export", *arguments), words)
+    assert [each.name for each in tmp_path.iterdir() if each.is_file()] == ["there.csv"]
+    assert there.read_text() == "mine"

@@ -1,0 +1,56 @@
+"""Raw events of an experiment, streamed by a server-side cursor."""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+from sqlalchemy import Connection, Select, exists, select, text
+
+from experiment_service.domain.experiment import Experiment
+from experiment_service.storage import schema
+
+EventTable = Literal["exposures", "interactions"]
+
+_BATCH = 20_000
+
+
+def stream_events(
+    connection: Connection, experiment: Experiment, table: EventTable
+) -> Iterator[list[dict[str, Any]]]:
+    """Yield batches of an experiment's exposures, or of interactions that count for it.
+
+    In the order of their ids, which for those of our own making is that of time.
+    Identifiers are texts, the context is JSON as text.
+    """
+    # A large table takes longer to read than a request may take.
+    connection.execute(text("SET LOCAL statement_timeout = 0"))
+    rows = connection.execution_options(
+        stream_results=True, max_row_buffer=_BATCH
+    ).execute(_query(experiment, table))
+    for batch in rows.mappings().partitions(_BATCH):
+        yield [_plain(row) for row in batch]
+
+
+def _query(experiment: Experiment, table: EventTable) -> Select[Any]:
+    made, done, counted = schema.exposure, schema.interaction, schema.attribution
+    if table == "exposures":
+        columns = (each for each in made.c if each.name != "experiment_id")
+        chosen = made.c.experiment_id == experiment.id
+        return select(*columns).where(chosen).order_by(made.c.id)
+    counts = exists().where(
+        counted.c.interaction_id == done.c.id,
+        counted.c.experiment_id == experiment.id,
+    )
+    return select(*done.c).where(counts).order_by(done.c.id)
+
+
+def _plain(row: Mapping[Any, Any]) -> dict[str, Any]:
+    plain = {str(name): value for name, value in row.items()}
+    for name in ("id", "exposure_id"):
+        if plain.get(name) is not None:
+            plain[name] = str(plain[name])
+    if "context" in plain:
+        plain["context"] = json.dumps(plain["context"], ensure_ascii=False)
+    if plain.get("value") is not None:
+        plain["value"] = float(plain["value"])
+    return plain
