@@ -11,6 +11,11 @@ from experiment_service.errors import ExperimentServiceError
 from experiment_service.reporting import ListedExperiment, Report, Summary
 
 _PARAMETER = "experiment"
+_DECIDED = {
+    "ship": "Decided: ship ",
+    "keep_control": "Decided: control stays",
+    "inconclusive": "Decided: inconclusive",
+}
 _REMEMBERED = "remembered experiment"
 
 
@@ -94,6 +99,15 @@ def header(report: Report) -> None:
             "Last exposure": formats.ago(facts.last_exposure_at, report.as_of),
         }
     )
+    if facts.decision is not None:
+        st.success(
+            f"**{_DECIDED[facts.decision.outcome]}"
+            f"{escape_markdown(facts.decision.variant or '')}.** "
+            f"{escape_markdown(facts.decision.reason)} "
+            f"({escape_markdown(facts.decision.actor)}, "
+            f"{formats.moment(facts.decision.decided_at)})",
+            icon=":material/gavel:",
+        )
     health_banner(report)
 
 

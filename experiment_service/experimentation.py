@@ -23,6 +23,7 @@ from experiment_service.domain.experiment import (
     Experiment,
     ExperimentKind,
     ExperimentState,
+    Outcome,
     check_key,
     check_weights,
 )
@@ -232,6 +233,60 @@ def stop(
     _audit(connection, stopped, "stop", actor, reason=reason)
     log.info("stopped experiment=%s", key)
     return stopped
+
+
+def decide(
+    connection: Connection,
+    key: str,
+    outcome: Outcome,
+    *,
+    variant: str | None = None,
+    reason: str,
+    actor: str,
+) -> None:
+    """Store what was decided after a stopped experiment; a later decision replaces it.
+
+    It changes nothing that serves: `set-placement` does.
+
+    Raises
+    ------
+    InvalidState
+        When the experiment is not stopped.
+    InvalidRequest
+        When the reason is missing, a variant ships and none or the control is named, or
+        none ships and one is named.
+    """
+    experiment = storage.get_experiment(connection, key, for_update=True)
+    if experiment.state is not ExperimentState.STOPPED:
+        raise InvalidState(
+            f"experiment {key!r} is {experiment.state}; stop it before a decision"
+        )
+    declaration = experiment.declaration
+    others = [v.key for v in declaration.variants if not v.control]
+    if outcome is Outcome.SHIP and variant not in others:
+        raise InvalidRequest(
+            f"variant is {variant!r}; what ships must be one of {known(others)}",
+            field="variant",
+        )
+    if outcome is not Outcome.SHIP and variant is not None:
+        raise InvalidRequest(
+            f"variant is {variant[:80]!r}, but the outcome is {outcome}; name one only "
+            "if it ships",
+            field="variant",
+        )
+    if not reason.strip():
+        raise InvalidRequest(
+            "reason is empty; say why, for those who ask later", field="reason"
+        )
+    storage.record_audit(
+        connection,
+        actor=actor,
+        action=storage.DECIDE,
+        subject=f"experiment/{key}",
+        after={"outcome": outcome.value, "variant": variant},
+        reason=reason,
+    )
+    log.info("decided experiment=%s outcome=%s variant=%s", key, outcome, variant)
 
 
 def set_weights(

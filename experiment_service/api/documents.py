@@ -22,6 +22,7 @@ from experiment_service.domain.experiment import (
     AssignmentMode,
     ExperimentKind,
     ExperimentState,
+    Outcome,
     TargetingOperator,
 )
 
@@ -135,11 +136,27 @@ class StopRequest(Request):
     reason: FreeText = ""
 
 
+class DecisionRequest(Request):
+    """What was decided after an experiment."""
+
+    outcome: str = Field(json_schema_extra=_choice(Outcome))
+    variant: Identifier | None = None
+    reason: FreeText
+
+
 class PlacementRequest(Request):
     """What a placement shows outside experiments."""
 
     recommender: Identifier
     settings: VariantSettings = Field(default_factory=dict)
+
+
+class DecisionDocument(Answer):
+    """A decision as it was stored."""
+
+    outcome: str
+    variant: str | None
+    reason: str
 
 
 class SegmentDocument(Answer):

@@ -13,6 +13,8 @@ from starlette.responses import Response
 from experiment_service import experimentation
 from experiment_service.api.desk import Desk, Document
 from experiment_service.api.documents import (
+    DecisionDocument,
+    DecisionRequest,
     DeclarationDocument,
     EpochDocument,
     EpochsDocument,
@@ -52,7 +54,7 @@ from experiment_service.domain.configuration import (
     epoch_document,
     experiment_document,
 )
-from experiment_service.domain.declaration import parse_declaration
+from experiment_service.domain.declaration import parse_declaration, parse_outcome
 from experiment_service.errors import InvalidRequest
 from experiment_service.reporting import build_report
 from experiment_service.storage import experiments as storage
@@ -191,6 +193,26 @@ def stop_experiment(
             connection, key, actor=actor, now=clock(), reason=reason
         )
     return _answer(experiment_document(experiment))
+
+
+@change_router.put("/v1/experiments/{key}/decision", response_model=DecisionDocument)
+def decide(
+    services: Serving, key: Key, body: DecisionRequest, actor: Actor = "api"
+) -> Response:
+    """Store what was decided after a stopped experiment; nothing that serves changes."""
+    outcome = parse_outcome("outcome", body.outcome)
+    with transaction(services.engine) as connection:
+        experimentation.decide(
+            connection,
+            key,
+            outcome,
+            variant=body.variant,
+            reason=body.reason,
+            actor=actor,
+        )
+    return _answer(
+        {"outcome": outcome.value, "variant": body.variant, "reason": body.reason}
+    )
 
 
 @change_router.put("/v1/experiments/{key}/weights", response_model=EpochDocument)

@@ -24,7 +24,7 @@ from experiment_service.domain.configuration import (
     epoch_document,
     experiment_document,
 )
-from experiment_service.domain.declaration import parse_declaration
+from experiment_service.domain.declaration import parse_declaration, parse_outcome
 from experiment_service.domain.event import check_attributes, check_id
 from experiment_service.errors import InvalidRequest
 from experiment_service.reallocation import reallocate
@@ -53,6 +53,10 @@ def add_experiments(commands: Any) -> None:  # noqa: ANN401 - argparse names no 
     add("start", _start, "let a draft run")
     stop = add("stop", _stop, "end a running experiment")
     stop.add_argument("--reason", default="", help="kept in the audit log")
+    decide = add("decide", _decide, "store what was decided after an experiment")
+    decide.add_argument("outcome", help="ship, keep_control or inconclusive")
+    decide.add_argument("--variant", help="what ships")
+    decide.add_argument("--reason", required=True, help="for those who ask later")
     weights = add("set-weights", _set_weights, "open an epoch with other weights")
     weights.add_argument("weights", nargs="+", metavar="VARIANT=WEIGHT")
     weights.add_argument("--reason", default="")
@@ -144,6 +148,20 @@ def _stop(settings: Settings, parsed: argparse.Namespace) -> None:
             connection, parsed.key, actor=actor(), now=clock(), reason=parsed.reason
         )
     print(f"{parsed.key}: stopped")
+
+
+def _decide(settings: Settings, parsed: argparse.Namespace) -> None:
+    outcome = parse_outcome("outcome", parsed.outcome)
+    with open_engine(settings) as engine, transaction(engine) as connection:
+        experimentation.decide(
+            connection,
+            parsed.key,
+            outcome,
+            variant=parsed.variant,
+            reason=parsed.reason,
+            actor=actor(),
+        )
+    print(f"{parsed.key}: {outcome}{f' {parsed.variant}' if parsed.variant else ''}")
 
 
 def _set_weights(settings: Settings, parsed: argparse.Namespace) -> None:

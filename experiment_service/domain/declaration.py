@@ -17,6 +17,7 @@ from experiment_service.domain.experiment import (
     AssignmentMode,
     Declaration,
     ExperimentKind,
+    Outcome,
     PolicySpecification,
     TargetingOperator,
     TargetingRule,
@@ -284,6 +285,17 @@ _declaration = _record(
     "placement",
     "variants",
 )
+
+
+def parse_outcome(name: str, value: object) -> Outcome:
+    """Read the outcome of an experiment.
+
+    Raises
+    ------
+    InvalidRequest
+        Lists those that there are.
+    """
+    return _choice(Outcome)(name, value)
 
 
 def parse_declaration(document: object) -> Declaration:

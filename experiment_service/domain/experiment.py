@@ -40,6 +40,14 @@ class ExperimentState(StrEnum):
     STOPPED = "stopped"
 
 
+class Outcome(StrEnum):
+    """What was decided after an experiment: a variant ships, control stays, or neither."""
+
+    SHIP = "ship"
+    KEEP_CONTROL = "keep_control"
+    INCONCLUSIVE = "inconclusive"
+
+
 class AssignmentMode(StrEnum):
     """Whether a bandit redraws a unit in each epoch or keeps its first variant."""
 

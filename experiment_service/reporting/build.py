@@ -184,6 +184,7 @@ def _traffic(
         exposures=counts.exposure_counts(connection, experiment),
         interactions=counts.interaction_counts(connection, experiment),
         looks=storage.list_reallocations(connection, experiment.id),
+        decision=storage.last_decision(connection, experiment.key),
     )
 
 

@@ -5,15 +5,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from experiment_service.domain.experiment import Epoch, Experiment, Variant
+from experiment_service.domain.experiment import Epoch, Experiment, Outcome, Variant
 from experiment_service.reporting.values import (
+    Decision,
     EpochReport,
     Facts,
     SegmentReport,
     VariantFacts,
 )
 from experiment_service.storage.counts import ExposureCount, UnitCell, UnitCount
-from experiment_service.storage.experiments import Reallocation
+from experiment_service.storage.experiments import AuditEntry, Reallocation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +26,7 @@ class Traffic:
     exposures: Mapping[str, ExposureCount]
     interactions: Mapping[str, int]
     looks: Sequence[Reallocation]
+    decision: AuditEntry | None = None
 
 
 def facts_of(experiment: Experiment, traffic: Traffic, *, as_of: datetime) -> Facts:
@@ -52,6 +54,19 @@ def facts_of(experiment: Experiment, traffic: Traffic, *, as_of: datetime) -> Fa
         crossed=sum(each.crossed for each in traffic.units.values()),
         interactions=traffic.interactions,
         last_exposure_at=max(seen, default=None),
+        decision=_decision(traffic.decision),
+    )
+
+
+def _decision(entry: AuditEntry | None) -> Decision | None:
+    if entry is None:
+        return None
+    return Decision(
+        outcome=Outcome(entry.after["outcome"]),
+        variant=entry.after["variant"],
+        reason=entry.reason or "",
+        actor=entry.actor,
+        decided_at=entry.recorded_at,
     )
 
 

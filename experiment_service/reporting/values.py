@@ -13,7 +13,11 @@ from typing import Any, Literal
 from experiment_service.analysis import guardrail as guardrails
 from experiment_service.analysis.health import HealthCheck
 from experiment_service.analysis.interval import Estimate, Interval, Withheld
-from experiment_service.domain.experiment import ExperimentKind, ExperimentState
+from experiment_service.domain.experiment import (
+    ExperimentKind,
+    ExperimentState,
+    Outcome,
+)
 from experiment_service.domain.metric import MetricKind
 from experiment_service.storage.counts import Lag, MinuteCount
 
@@ -252,6 +256,23 @@ class Summary:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """What people decided after an experiment.
+
+    Attributes
+    ----------
+    variant : str or None
+        What ships, if anything does.
+    """
+
+    outcome: Outcome
+    variant: str | None
+    reason: str
+    actor: str
+    decided_at: datetime
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
     """What an experiment is and how far it has come.
 
@@ -268,6 +289,8 @@ class Facts:
         That count for the experiment, by kind.
     last_exposure_at : datetime or None
         None before the first.
+    decision : Decision or None
+        None until one is stored.
     """
 
     key: str
@@ -286,6 +309,7 @@ class Facts:
     crossed: int
     interactions: Mapping[str, int]
     last_exposure_at: datetime | None
+    decision: Decision | None = None
 
     @property
     def control(self) -> str:

@@ -36,6 +36,9 @@ from experiment_service.errors import Conflict, NotFound, known
 from experiment_service.storage import schema
 from experiment_service.storage.database import notify_change, violated_constraint
 
+#: Action in the audit log that holds a decision.
+DECIDE = "decide"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reallocation:
@@ -474,6 +477,16 @@ def record_audit(
             reason=reason,
         )
     )
+
+
+def last_decision(connection: Connection, key: str) -> AuditEntry | None:
+    """Return the latest decision on an experiment, None when there is none."""
+    decided = [
+        entry
+        for entry in list_audit(connection, f"experiment/{key}")
+        if entry.action == DECIDE
+    ]
+    return decided[-1] if decided else None
 
 
 def list_audit(connection: Connection, subject: str) -> list[AuditEntry]:

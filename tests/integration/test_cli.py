@@ -129,3 +129,14 @@ def test_a_database_that_is_down_is_told_in_a_sentence(run, monkeypatch):
     assert refused(run("list"), "the database does not answer")
     monkeypatch.setenv("DATABASE_URL", "mysql://nobody@127.0.0.1/none")
     assert refused(run("list"), "only postgresql is supported")
+
+
+@pytest.mark.usefixtures("home")
+def test_a_decision_is_stored_after_the_stop(run):
+    given = ("--variant", "other", "--reason", "it won")
+    assert refused(run("decide", "home", "ship", *given), "stop it before a decision")
+    assert run("stop", "home")[0] == 0
+    assert refused(run("decide", "home", "sail", *given), "one of inconclusive, keep")
+    assert run("decide", "home", "ship", *given)[1] == "home: ship other\n"
+    report = json.loads(run("report", "home", "--json")[1])
+    assert report["facts"]["decision"]["reason"] == "it won"

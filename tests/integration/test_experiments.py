@@ -7,7 +7,7 @@ from sqlalchemy import text
 
 from experiment_service import experimentation
 from experiment_service.domain.declaration import parse_declaration
-from experiment_service.domain.experiment import ExperimentState
+from experiment_service.domain.experiment import ExperimentState, Outcome
 from experiment_service.errors import (
     Conflict,
     ExperimentServiceError,
@@ -15,6 +15,7 @@ from experiment_service.errors import (
     InvalidState,
     NotFound,
 )
+from experiment_service.reporting import build_report
 from experiment_service.storage import experiments as storage
 from experiment_service.storage.database import transaction
 from tests.integration.test_reallocation import START, make_live
@@ -284,3 +285,52 @@ def test_what_serving_reads_is_what_was_declared(shop):
     assert read.models["popularity"].artifact == "models/popularity/1"
     assert read.states == {"home": "running"}
     assert made.traffic_salt != made.variant_salt
+
+
+def decide(engine, outcome, **changes):
+    given = {"reason": "more clicks, no harm", "actor": "ana", **changes}
+    with transaction(engine) as connection:
+        experimentation.decide(connection, "home", Outcome(outcome), **given)
+
+
+def decision(engine):
+    with transaction(engine) as connection:
+        return build_report(connection, "home", as_of=START).facts.decision
+
+
+@pytest.fixture
+def stopped(shop):
+    create(shop)
+    with transaction(shop) as connection:
+        experimentation.stop(connection, "home", actor="ann", now=START)
+    return shop
+
+
+def test_the_last_decision_on_a_stopped_experiment_is_told(stopped):
+    assert decision(stopped) is None
+    decide(stopped, "inconclusive")
+    decide(stopped, "ship", variant="new")
+    told = decision(stopped)
+    assert (told.outcome, told.variant) == (Outcome.SHIP, "new")
+    assert (told.reason, told.actor) == ("more clicks, no harm", "ana")
+    assert [entry.action for entry in audit(stopped)][-2:] == ["decide", "decide"]
+
+
+@pytest.mark.parametrize(
+    ("outcome", "changes", "words"),
+    [
+        ("ship", {}, "what ships must be one of new"),
+        ("ship", {"variant": "old"}, "what ships must be one of new"),
+        ("keep_control", {"variant": "new"}, "only if it ships"),
+        ("inconclusive", {"reason": "  "}, "reason is empty"),
+    ],
+)
+def test_a_decision_that_says_too_little_is_refused(stopped, outcome, changes, words):
+    with nothing_stored(stopped), pytest.raises(InvalidRequest, match=words):
+        decide(stopped, outcome, **changes)
+
+
+def test_a_running_experiment_is_not_decided(shop):
+    create(shop)
+    with nothing_stored(shop), pytest.raises(InvalidState, match="stop it before"):
+        decide(shop, "inconclusive")

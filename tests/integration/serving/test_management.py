@@ -81,6 +81,14 @@ def test_stop_needs_no_body(running_shop):
     path = "/v1/experiments/short"
     assert running_shop.client.post(path + "/start").status_code == 200
     assert running_shop.client.post(path + "/stop").status_code == 200
+    decision = {"outcome": "ship", "variant": "new", "reason": "it won"}
+    decided = running_shop.client.put(path + "/decision", json=decision)
+    check(decided, documents.DecisionDocument, 200)
+    assert decided.json() == decision
+    wrong = running_shop.client.put(
+        path + "/decision", json=decision | {"outcome": "x"}
+    )
+    refused(wrong, 422, "invalid_request", "ship")
 
 
 def test_refusals_name_field_value_and_rule(running_shop, draft):

@@ -19,6 +19,7 @@ ROUTES = {
     "/v1/experiments/{key}": {"get"},
     "/v1/experiments/{key}/start": {"post"},
     "/v1/experiments/{key}/stop": {"post"},
+    "/v1/experiments/{key}/decision": {"put"},
     "/v1/experiments/{key}/weights": {"put"},
     "/v1/experiments/{key}/overrides": {"put"},
     "/v1/experiments/{key}/explain": {"get"},
