@@ -69,6 +69,12 @@ def reward_difference(number: float, *, share: bool) -> str:
     return f"{_signed(100 * number, 2)} pp" if share else _signed(number, 4)
 
 
+def loss(number: float, kind: MetricKind) -> str:
+    """Write an expected loss, >= 0, in the unit of differences; two digits."""
+    scale, unit = (1.0, "") if kind == "mean" else (100.0, " pp")
+    return f"{scale * number:.2g}{unit}"
+
+
 def lift(number: float) -> str:
     """Write a relative lift as a signed percentage."""
     return f"{_signed(100 * number, 1)}%"

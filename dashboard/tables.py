@@ -148,20 +148,23 @@ def result_table(
             "Difference, any time#",
             "Difference, one look#",
             "Lift, one look#",
+            "P(better)#",
         ),
         rows,
         caption=f"{metric.title} by variant with {report.level:.0%} intervals; differences "
-        f"and lift are to {report.facts.control}",
+        f"and lift are to {report.facts.control}. P(better) is the posterior's; the loss "
+        "is what choosing the variant costs on average if it is not",
     )
 
 
 def _comparison(
     comparison: Comparison | None, metric: MetricReport
-) -> tuple[str, str, str]:
-    """Return both differences and the lift; the control is their reference."""
+) -> tuple[str, str, str, str]:
+    """Return both differences, the lift and P(better); control is their reference."""
     if comparison is None:
         reference = small("reference")
-        return reference, reference, reference
+        return reference, reference, reference, reference
+    belief = comparison.belief
     differences = [
         _difference(each, metric)
         + _range(each, lambda i: formats.difference_range(i, metric.kind))
@@ -173,6 +176,10 @@ def _comparison(
         differences[1],
         _estimate(lift, lambda i: formats.lift(i.estimate))
         + _range(lift, formats.lift_range),
+        formats.NOTHING
+        if belief is None
+        else formats.probability(belief.probability_better)
+        + small(f"loss {formats.loss(belief.expected_loss, metric.kind)}"),
     )
 
 

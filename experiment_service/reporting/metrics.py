@@ -9,6 +9,7 @@ from dataclasses import replace
 from datetime import datetime
 
 from experiment_service.analysis import adaptive, estimate, guardrail, sequential
+from experiment_service.analysis.beliefs import belief
 from experiment_service.analysis.interval import Estimate, Interval, Withheld
 from experiment_service.analysis.moments import EpochMoments, Moments
 from experiment_service.analysis.scores import weigh
@@ -171,6 +172,7 @@ def _comparison(
 ) -> Comparison:
     variant, control = pair
     planned, any_time = differences(metric.kind, variant, control, epochs)
+    treated, controlled = pooled[variant], pooled[control]
     p_values = [p_value(each) for each in (planned, any_time)]
     if weights_moved(epochs):
         lift_planned = adaptive.contrast_lift(
@@ -182,7 +184,6 @@ def _comparison(
         )
         lift_any_time: Estimate = _NO_LIFT_SEQUENCE
     else:
-        treated, controlled = pooled[variant], pooled[control]
         lift_planned = estimate.lift(metric.kind, treated, controlled, level=level)
         lift_any_time = sequential.lift_sequence(
             metric.kind, treated, controlled, level=level, planned_units=PLANNED_UNITS
@@ -195,6 +196,12 @@ def _comparison(
         lift_any_time=lift_any_time,
         p_planned=None if isinstance(p_values[0], Withheld) else p_values[0],
         p_any_time=None if isinstance(p_values[1], Withheld) else p_values[1],
+        belief=belief(
+            metric.kind,
+            treated,
+            controlled,
+            lower_is_better=metric.direction == "lower",
+        ),
     )
 
 

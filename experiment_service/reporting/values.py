@@ -11,6 +11,7 @@ from enum import Enum
 from typing import Any, Literal
 
 from experiment_service.analysis import guardrail as guardrails
+from experiment_service.analysis.beliefs import Belief
 from experiment_service.analysis.health import HealthCheck
 from experiment_service.analysis.interval import Estimate, Interval, Withheld
 from experiment_service.domain.experiment import (
@@ -101,6 +102,8 @@ class Comparison:
         The same by Holm's method over all variants and metrics of the report.
     guardrail : str or None
         Of a guardrail metric: held, breached or open; see `analysis.guardrail`.
+    belief : Belief or None
+        Chance to be better and expected loss; None without units or spread.
     """
 
     variant: str
@@ -113,6 +116,7 @@ class Comparison:
     corrected_planned: float | None = None
     corrected_any_time: float | None = None
     guardrail: guardrails.Verdict | None = None
+    belief: Belief | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
