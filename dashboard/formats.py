@@ -70,9 +70,10 @@ def reward_difference(number: float, *, share: bool) -> str:
 
 
 def loss(number: float, kind: MetricKind) -> str:
-    """Write an expected loss, >= 0, in the unit of differences; two digits."""
+    """Write an expected loss, >= 0, in the unit of differences."""
     scale, unit = (1.0, "") if kind == "mean" else (100.0, " pp")
-    return f"{scale * number:.2g}{unit}"
+    small = scale * number < 0.001
+    return f"{'< 0.001' if small else f'{scale * number:.3f}'}{unit}"
 
 
 def lift(number: float) -> str:
