@@ -22,7 +22,7 @@ from experiment_service.storage.database import (
     libpq_url,
     transaction,
 )
-from experiment_service.storage.events import ensure_partitions
+from experiment_service.storage.partitions import ensure_partitions
 
 log = logging.getLogger(__name__)
 

@@ -6,26 +6,21 @@ at the latest ones only.
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from uuid import UUID
 
 from sqlalchemy import (
-    ColumnElement,
     Connection,
     Float,
-    Text,
     cast,
     extract,
     func,
-    null,
     select,
     table,
 )
-from sqlalchemy.dialects.postgresql import ARRAY, aggregate_order_by
 
 from experiment_service.domain.experiment import Experiment
 from experiment_service.storage import schema
-from experiment_service.storage.reads import has_segments, units_seen
 
 _LATEST_EXPOSURES = 1000
 _NEWEST_EXPOSURES = 20
@@ -102,31 +97,16 @@ def unit_counts(
     connection: Connection, experiment: Experiment, *, cutoff: datetime
 ) -> dict[UnitCell, UnitCount]:
     """Return the units per epoch, segment and variant of their first exposure."""
-    seen = units_seen(experiment)
-    order = aggregate_order_by(seen.c.variant, seen.c.first_at, seen.c.variant)
-    segment: ColumnElement[Any] = null()
-    if has_segments(experiment):
-        first = aggregate_order_by(seen.c.segment, seen.c.first_at, seen.c.variant)
-        segment = func.array_agg(first, type_=ARRAY(Text))[1]
-    each = (
-        select(
-            func.min(seen.c.epoch).label("epoch"),
-            segment.label("segment"),
-            func.array_agg(order, type_=ARRAY(Text))[1].label("variant"),
-            (func.min(seen.c.variant) != func.max(seen.c.variant)).label("crossed"),
-        )
-        .where(seen.c.first_at <= cutoff)
-        .group_by(seen.c.unit_id, seen.c.phase)
-        .subquery("each")
-    )
+    unit = schema.unit_of_analysis
+    cell = (unit.c.epoch, unit.c.segment, unit.c.variant)
     rows = connection.execute(
         select(
-            each.c.epoch,
-            each.c.segment,
-            each.c.variant,
+            *cell,
             func.count().label("units"),
-            func.count().filter(each.c.crossed).label("crossed"),
-        ).group_by(each.c.epoch, each.c.segment, each.c.variant)
+            func.count().filter(unit.c.crossed_at <= cutoff).label("crossed"),
+        )
+        .where(unit.c.experiment_id == experiment.id, unit.c.first_at <= cutoff)
+        .group_by(*cell)
     )
     return {
         UnitCell(row.epoch, row.segment, row.variant): UnitCount(

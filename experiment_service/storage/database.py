@@ -174,6 +174,11 @@ def lock_for_transaction(connection: Connection, name: str) -> None:
     )
 
 
+def allow_time(connection: Connection) -> None:
+    """Let statements take as long as they need until the transaction ends."""
+    connection.execute(text("SET LOCAL statement_timeout = 0"))
+
+
 def notify_change(connection: Connection) -> None:
     """Tell every serving process, at commit, to read the configuration again."""
     connection.execute(text("SELECT pg_notify(:channel, '')"), {"channel": CHANNEL})

@@ -8,19 +8,18 @@ arrive leaves no trace in the outcomes.
 """
 
 import json
-import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, TypeVar
-from uuid import UUID
 
 import psycopg
 from sqlalchemy import (
     Column,
     ColumnElement,
     Connection,
+    Date,
     Double,
     FromClause,
     Interval,
@@ -33,7 +32,6 @@ from sqlalchemy import (
     case,
     cast,
     delete,
-    exists,
     func,
     literal,
     or_,
@@ -43,27 +41,29 @@ from sqlalchemy import (
     tuple_,
     union,
 )
-from sqlalchemy.dialects.postgresql import ARRAY, aggregate_order_by, insert
+from sqlalchemy.dialects.postgresql import (
+    ARRAY,
+    JSONB,
+    Insert,
+    aggregate_order_by,
+    insert,
+)
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.types import TypeEngine
 
-from experiment_service.domain.event import MAX_AGE, Exposure, Interaction
+from experiment_service.domain.event import Exposure, Interaction
 from experiment_service.domain.experiment import ExperimentKind
 from experiment_service.errors import InvalidRequest
 from experiment_service.storage import schema
-from experiment_service.storage.database import lock_for_transaction
-
-log = logging.getLogger(__name__)
-
-# Whoever adds rows or partitions holds it: an exposure and its interaction in two
-# transactions at once would miss each other.
-_LOCK = "events"
+from experiment_service.storage.database import allow_time, lock_for_transaction
+from experiment_service.storage.units import (
+    summarise_units,
+    touch_later_units,
+    touched_unit,
+)
 
 # Classes of SQLSTATE that no retry can cure: bad data, a broken rule, a limit.
 _REFUSALS = ("22", "23", "54")
-
-# How far back a month without a partition is looked for in the default partition.
-_MONTHS_BACK = 24
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,7 +140,7 @@ def store_events(
         _copy(
             connection, _new_interaction, map(_interaction_row, _unique(interactions))
         )
-        lock_for_transaction(connection, _LOCK)
+        lock_events(connection)
         now = connection.execute(select(func.clock_timestamp())).scalar_one()
         counts = StoredCounts(
             exposures=_store_new(connection, _new_exposure, schema.exposure, now),
@@ -151,7 +151,17 @@ def store_events(
         )
         if counts.exposures:
             _add_unit_exposures(connection, _new_exposure, literal(now))
+        _add_history(connection, _new_actions())
+        summarise_units(connection, touched_unit)
         return counts
+
+
+def lock_events(connection: Connection) -> None:
+    """Keep others from adding events or partitions until the transaction ends.
+
+    An exposure and its interaction in two transactions at once would miss each other.
+    """
+    lock_for_transaction(connection, "events")
 
 
 @contextmanager
@@ -196,7 +206,7 @@ def _driver(connection: Connection) -> psycopg.Connection[Any]:
 
 
 def _prepare_staging(connection: Connection) -> None:
-    for table in (_new_exposure, _new_interaction):
+    for table in (_new_exposure, _new_interaction, touched_unit):
         name = f"pg_temp.{table.name}"
         if connection.execute(select(func.to_regclass(name))).scalar_one() is None:
             table.create(connection, checkfirst=False)
@@ -299,6 +309,7 @@ def _add_unit_exposures(
             func.count().label("exposures"),
             func.count().filter(exposures.c.fallback).label("fallback_exposures"),
             _of_first(exposures, exposures.c.segment, Text),
+            _of_first(exposures, exposures.c.context, JSONB),
             func.min(exposures.c.exposed_at).label("first_at"),
             func.max(exposures.c.exposed_at).label("last_at"),
             func.min(recorded_at).label("recorded_at"),
@@ -309,12 +320,13 @@ def _add_unit_exposures(
     adding = insert(target).from_select(totals.selected_columns.keys(), totals)
     had, new = target.c, adding.excluded
     earlier = tuple_(*_order(new)) < tuple_(*_order(had))
-    connection.execute(
+    stored = (
         adding.on_conflict_do_update(
             constraint=target.primary_key,
             set_={
                 "propensity": case((earlier, new.propensity), else_=had.propensity),
                 "segment": case((earlier, new.segment), else_=had.segment),
+                "context": case((earlier, new.context), else_=had.context),
                 "exposures": had.exposures + new.exposures,
                 "fallback_exposures": had.fallback_exposures + new.fallback_exposures,
                 "first_at": func.least(had.first_at, new.first_at),
@@ -322,13 +334,21 @@ def _add_unit_exposures(
                 "recorded_at": func.least(had.recorded_at, new.recorded_at),
             },
         )
+        .returning(had.experiment_id, had.unit_id, had.epoch)
+        .cte("stored")
     )
+    connection.execute(_touching(select(stored)))
+
+
+def _touching(keys: Select[Any]) -> Insert:
+    """Remember units of analysis that are to be summarised."""
+    return insert(touched_unit).from_select(touched_unit.c.keys(), keys)
 
 
 def _order(columns: Any) -> tuple[ColumnElement[Any], ...]:  # noqa: ANN401 - of a table
     """Order the exposures of a unit: in an epoch a segment has one propensity."""
     at = columns.exposed_at if "exposed_at" in columns else columns.first_at
-    return at, func.coalesce(columns.segment, "")
+    return at, func.coalesce(columns.segment, ""), columns.context
 
 
 def _of_first(
@@ -373,10 +393,72 @@ def _add_outcomes(connection: Connection, pairs: Sequence[Select[Any]]) -> int:
             "value_sum": had.value_sum + new.value_sum,
             "first_at": func.least(had.first_at, new.first_at),
         },
-    ).cte("outcome")
+    )
+    touched = outcome.returning(had.experiment_id, had.unit_id, had.phase).cte(
+        "outcome"
+    )
+    touching = _touching(select(touched)).cte("touching")
     return connection.execute(
-        select(func.count()).select_from(counted).add_cte(outcome)
+        select(func.count()).select_from(counted).add_cte(touching)
     ).scalar_one()
+
+
+def _add_history(connection: Connection, actions: FromClause) -> None:
+    """Add actions, each one once, to what their units did on the day."""
+    target = schema.unit_history
+    totals = select(
+        actions.c.unit_id,
+        actions.c.day,
+        actions.c.kind,
+        func.count().label("count"),
+        func.coalesce(func.sum(actions.c.value), 0).label("value_sum"),
+    ).group_by(actions.c.unit_id, actions.c.day, actions.c.kind)
+    adding = insert(target).from_select(totals.selected_columns.keys(), totals)
+    had, new = target.c, adding.excluded
+    added = (
+        adding.on_conflict_do_update(
+            constraint=target.primary_key,
+            set_={
+                "count": had.count + new.count,
+                "value_sum": had.value_sum + new.value_sum,
+            },
+        )
+        .returning(had.unit_id, had.day)
+        .cte("added")
+    )
+    connection.execute(_touching(touch_later_units(added)))
+
+
+def _actions(interaction: FromClause, unit_id: ColumnElement[str]) -> Select[Any]:
+    return select(
+        interaction.c.id,
+        unit_id.label("unit_id"),
+        cast(func.timezone("UTC", interaction.c.occurred_at), Date).label("day"),
+        interaction.c.kind,
+        interaction.c.value,
+    )
+
+
+def _new_actions() -> FromClause:
+    """Return interactions whose unit has become known.
+
+    It is told by the interaction itself, or by the exposure that it names.
+    """
+    new, made, shown = _new_interaction, schema.exposure, _new_exposure
+    named = (
+        select(made.c.unit_id)
+        .where(made.c.id == new.c.exposure_id, new.c.unit_id.is_(None))
+        .offset(0)
+        .lateral("named")
+    )
+    naming = _interactions_naming_new()
+    return union(
+        _actions(new, new.c.unit_id).where(new.c.unit_id.is_not(None)),
+        _actions(new, named.c.unit_id).select_from(new.join(named, true())),
+        _actions(naming, shown.c.unit_id)
+        .join(shown, shown.c.id == naming.c.exposure_id)
+        .where(naming.c.unit_id.is_(None)),
+    ).cte("action")
 
 
 def _names(exposure: FromClause, interaction: FromClause) -> ColumnElement[bool]:
@@ -456,15 +538,9 @@ def _interactions_of_new() -> list[tuple[Subquery, ColumnElement[bool]]]:
     There are few, so one look-up for the whole batch is better than one per exposure.
     """
     interaction, new = schema.interaction, _new_exposure
-    ids = func.array(select(new.c.id).scalar_subquery())
+    naming = _interactions_naming_new()
     units = func.array(select(new.c.unit_id).distinct().scalar_subquery())
     first_at = select(func.min(new.c.exposed_at)).scalar_subquery()
-    naming = (
-        select(interaction)
-        .where(interaction.c.exposure_id == func.any(ids))
-        .offset(0)
-        .subquery("interaction_naming")
-    )
     of_units = (
         select(interaction)
         .where(
@@ -478,6 +554,17 @@ def _interactions_of_new() -> list[tuple[Subquery, ColumnElement[bool]]]:
     return [(naming, _names(new, naming)), (of_units, _is_of_unit(new, of_units))]
 
 
+def _interactions_naming_new() -> Subquery:
+    interaction = schema.interaction
+    ids = func.array(select(_new_exposure.c.id).scalar_subquery())
+    return (
+        select(interaction)
+        .where(interaction.c.exposure_id == func.any(ids))
+        .offset(0)
+        .subquery("interaction_naming")
+    )
+
+
 def rebuild_outcomes(connection: Connection, experiment_id: int | None = None) -> None:
     """Compute outcomes again from the raw rows; they come out as they were.
 
@@ -489,15 +576,21 @@ def rebuild_outcomes(connection: Connection, experiment_id: int | None = None) -
     experiment_id : int, optional
         Only those of one experiment; all when left out.
     """
-    lock_for_transaction(connection, _LOCK)
-    _allow_time(connection)
+    lock_events(connection)
+    allow_time(connection)
+    _prepare_staging(connection)
 
     def chosen(table: Table) -> ColumnElement[bool]:
         if experiment_id is None:
             return true()
         return table.c.experiment_id == experiment_id
 
-    for table in (schema.unit_exposure, schema.attribution, schema.unit_outcome):
+    for table in (
+        schema.unit_exposure,
+        schema.attribution,
+        schema.unit_outcome,
+        schema.unit_of_analysis,
+    ):
         connection.execute(delete(table).where(chosen(table)))
     exposure, interaction = schema.exposure, schema.interaction
     _add_unit_exposures(connection, exposure, exposure.c.recorded_at, chosen(exposure))
@@ -512,90 +605,13 @@ def rebuild_outcomes(connection: Connection, experiment_id: int | None = None) -
             for belongs in (_names, _is_of_unit)
         ],
     )
-
-
-def _allow_time(connection: Connection) -> None:
-    connection.execute(text("SET LOCAL statement_timeout = 0"))
-
-
-def ensure_partitions(
-    connection: Connection, *, now: datetime, months_ahead: int = 3
-) -> list[str]:
-    """Make the monthly partitions that are missing; return their names.
-
-    Months reach from the oldest event that is accepted to `months_ahead`. A month whose
-    partition was forgotten is made too, if the default partition holds rows of it; they
-    move in the same transaction.
-    """
-    lock_for_transaction(connection, _LOCK)
-    _allow_time(connection)
-    oldest, current = _month_number(now - MAX_AGE), _month_number(now)
-    made = []
-    for table in (schema.exposure, schema.interaction):
-        for month in range(current - _MONTHS_BACK, current + months_ahead + 1):
-            start, end = _first_instant(month), _first_instant(month + 1)
-            name = f"{table.name}_{start:%Y_%m}"
-            if connection.execute(select(func.to_regclass(name))).scalar_one():
-                continue
-            if month >= oldest or _default_holds(connection, table, start, end):
-                _make_partition(connection, table, name, start, end)
-                made.append(name)
-    return made
-
-
-def _month_number(instant: datetime) -> int:
-    instant = instant.astimezone(UTC)
-    return instant.year * 12 + instant.month - 1
-
-
-def _first_instant(month: int) -> datetime:
-    return datetime(month // 12, month % 12 + 1, 1, tzinfo=UTC)
-
-
-def _first_id(instant: datetime) -> UUID:
-    """Return the smallest UUIDv7 of an instant."""
-    return UUID(int=int(instant.timestamp() * 1000) << 80)
-
-
-def _default_of(table: Table) -> Table:
-    return table.to_metadata(MetaData(), name=f"{table.name}_default")
-
-
-def _within(table: Table, start: datetime, end: datetime) -> ColumnElement[bool]:
-    return and_(table.c.id >= _first_id(start), table.c.id < _first_id(end))
-
-
-def _default_holds(
-    connection: Connection, table: Table, start: datetime, end: datetime
-) -> bool:
-    default = _default_of(table)
-    return connection.execute(
-        select(exists().where(_within(default, start, end)))
-    ).scalar_one()
-
-
-def _make_partition(
-    connection: Connection, table: Table, name: str, start: datetime, end: datetime
-) -> None:
-    # Attached when full: unlike CREATE ... PARTITION OF, this lets others read on, and
-    # takes rows that the default partition holds.
-    connection.execute(text(f"CREATE TABLE {name} (LIKE {table.name} INCLUDING ALL)"))
-    default = _default_of(table)
-    moved = (
-        delete(default)
-        .where(_within(default, start, end))
-        .returning(*default.c)
-        .cte("moved")
-    )
-    partition = table.to_metadata(MetaData(), name=name)
-    rows = connection.execute(
-        insert(partition).from_select(table.c.keys(), select(moved)),
-        execution_options={"preserve_rowcount": True},
-    ).rowcount
-    connection.execute(
-        text(
-            f"ALTER TABLE {table.name} ATTACH PARTITION {name} "
-            f"FOR VALUES FROM ('{_first_id(start)}') TO ('{_first_id(end)}')"
+    if experiment_id is None:
+        connection.execute(delete(schema.unit_history))
+        unit_id = func.coalesce(interaction.c.unit_id, exposure.c.unit_id)
+        actions = (
+            _actions(interaction, unit_id)
+            .outerjoin(exposure, exposure.c.id == interaction.c.exposure_id)
+            .where(unit_id.is_not(None))
         )
-    )
-    log.info("made partition name=%s moved=%d", name, rows)
+        _add_history(connection, actions.cte("action"))
+    summarise_units(connection, touched_unit)

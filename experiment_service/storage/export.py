@@ -4,10 +4,11 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-from sqlalchemy import Connection, Select, exists, select, text
+from sqlalchemy import Connection, Select, exists, select
 
 from experiment_service.domain.experiment import Experiment
 from experiment_service.storage import schema
+from experiment_service.storage.database import allow_time
 
 EventTable = Literal["exposures", "interactions"]
 
@@ -23,7 +24,7 @@ def stream_events(
     Identifiers are texts, the context is JSON as text.
     """
     # A large table takes longer to read than a request may take.
-    connection.execute(text("SET LOCAL statement_timeout = 0"))
+    allow_time(connection)
     rows = connection.execution_options(
         stream_results=True, max_row_buffer=_BATCH
     ).execute(_query(experiment, table))

@@ -1,24 +1,26 @@
 """What reports and reallocations read: moments and counts, never single events.
 
-The sums are made in the database, as the metric's declaration says, from
-`unit_exposure` and `unit_outcome`. Statistics and judgement are elsewhere.
+The sums are made in the database, as the metric's declaration says, in one pass over
+`unit_of_analysis`. Statistics and judgement are elsewhere.
 """
 
+import functools
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
-    CTE,
-    Boolean,
     ColumnElement,
     Connection,
     Date,
     Float,
+    FromClause,
     Integer,
     Interval,
     Row,
+    Select,
     Subquery,
     and_,
     case,
@@ -26,19 +28,13 @@ from sqlalchemy import (
     extract,
     func,
     literal,
-    null,
+    or_,
     select,
-    true,
-    union_all,
+    text,
 )
-from sqlalchemy.dialects.postgresql import ARRAY, aggregate_order_by
 
 from experiment_service.analysis.moments import Moments
-from experiment_service.domain.experiment import (
-    AssignmentMode,
-    Experiment,
-    ExperimentKind,
-)
+from experiment_service.domain.experiment import Experiment, ExperimentKind
 from experiment_service.domain.metric import Metric, MetricKind
 from experiment_service.storage import schema
 
@@ -170,13 +166,23 @@ def moments_by_metric(
         for i, value in enumerate(values.values())
         for column in value.sums(f"m{i}")
     ]
-    rows = connection.execute(
-        select(*cell, *columns).select_from(units).group_by(*cell)
-    ).all()
+    query = select(*cell, *columns).select_from(units).group_by(*cell)
+    rows = _hashed(connection, query)
     return {
         name: _cells(rows, value, f"m{i}", spans if i == 0 else None)
         for i, (name, value) in enumerate(values.items())
     }
+
+
+def _hashed(connection: Connection, query: Select[Any]) -> Sequence[Row[Any]]:
+    """Run a query that groups many units into few cells, without sorting the units.
+
+    The planner can't know how few: it takes each instant for a day of its own.
+    """
+    connection.execute(text("SET LOCAL enable_sort = off"))
+    rows = connection.execute(query).all()
+    connection.execute(text("SET LOCAL enable_sort TO DEFAULT"))
+    return rows
 
 
 def _cells(
@@ -297,13 +303,15 @@ class UnitValue:
 
 
 def value_of_unit(
-    experiment: Experiment, metric: Metric, units: CTE, *, cutoff: datetime
+    experiment: Experiment, metric: Metric, units: FromClause, *, cutoff: datetime
 ) -> UnitValue:
     """Return a metric of each of the units of analysis as SQL."""
-    window = literal(experiment.declaration.attribution_window, Interval)
+    length = experiment.declaration.attribution_window
+    window = literal(length, Interval)
     last = units.c.last_at if metric.kind == "ratio" else units.c.first_at
     closes_at = last + window
-    counts = closed = closes_at <= cutoff
+    # The same as closes_at <= cutoff, but no addition for each unit and sum.
+    counts = closed = last <= cutoff - length
     if metric.trigger == "viewed":
         counts = and_(closed, units.c.viewed_at <= closes_at)
     own = units.c[_column(metric)]
@@ -321,70 +329,47 @@ def value_of_unit(
 
 
 def units_of_analysis(
-    experiment: Experiment,
-    metrics: Sequence[Metric],
-    *,
-    cutoff: datetime,
-    named: bool = False,
-) -> CTE:
+    experiment: Experiment, metrics: Sequence[Metric], *, cutoff: datetime
+) -> Subquery:
     """Return units of analysis seen by the cutoff in one variant, with what they did.
 
-    Exposures and outcomes are stacked and grouped once. A join would do the same, but
-    the planner can't guess how many units there are and may choose nested loops.
-
-    Parameters
-    ----------
-    named : bool
-        With the unit's name, and the propensity of its first exposure.
+    Columns are those of `unit_of_analysis` that say where a unit belongs, and one per
+    metric.
     """
-    done = schema.unit_outcome
-    shown = units_seen(experiment)
-    of_outcomes = ("kind", "position", "count", "value", "at")
-    rows = union_all(
-        select(shown, *(null().label(name) for name in of_outcomes)),
-        select(
-            done.c.unit_id,
-            done.c.phase,
-            *(null() for column in shown.c if column.name not in ("unit_id", "phase")),
-            done.c.kind,
-            done.c.position,
-            done.c.count,
-            done.c.value_sum,
-            done.c.first_at,
-        ).where(
-            done.c.experiment_id == experiment.id, done.c.kind.in_(_kinds(metrics))
-        ),
-    ).subquery("rows")
-    columns: list[ColumnElement[Any]] = [
-        _of_metric(metric, rows).label(_column(metric)) for metric in metrics
-    ]
-    if any(metric.trigger == "viewed" for metric in metrics):
-        viewed = func.min(rows.c.at).filter(rows.c.kind == "viewed")
-        columns.append(viewed.label("viewed_at"))
-    if named:
-        first = aggregate_order_by(rows.c.propensity, rows.c.epoch)
-        drawn = func.array_agg(first, type_=ARRAY(Float)).filter(rows.c.own)
-        columns += [rows.c.unit_id, drawn[1].label("propensity")]
-    # Without segments there is nothing to look for in each row.
-    segment: ColumnElement[Any] = (
-        func.min(rows.c.segment) if has_segments(experiment) else null()
-    )
-    by_cutoff = rows.c.first_at <= cutoff
-    variant = func.min(rows.c.variant).filter(by_cutoff)
+    unit = schema.unit_of_analysis
+    rest = [metric for metric in metrics if not _is_summarised(metric)]
+    rows: FromClause = unit
+    columns = {
+        metric.name: _summarised(metric) for metric in metrics if metric not in rest
+    }
+    if rest:
+        done = _outcomes(experiment, rest)
+        bandit = experiment.declaration.kind is ExperimentKind.BANDIT
+        phase = unit.c.epoch if bandit else literal(experiment.phase(0), Integer)
+        same = and_(done.c.unit_id == unit.c.unit_id, done.c.phase == phase)
+        rows = unit.outerjoin(done, same)
+        columns |= {metric.name: done.c[_column(metric)] for metric in rest}
     return (
         select(
-            variant.label("variant"),
-            # Epochs open in order, so the first exposure has the smallest.
-            func.min(rows.c.epoch).label("epoch"),
-            segment.label("segment"),
-            func.sum(rows.c.exposures).filter(rows.c.own).label("exposures"),
-            func.min(rows.c.first_at).filter(rows.c.own).label("first_at"),
-            func.max(rows.c.last_at).filter(rows.c.own).label("last_at"),
-            *columns,
+            unit.c.unit_id,
+            unit.c.variant,
+            unit.c.epoch,
+            unit.c.segment,
+            unit.c.propensity,
+            unit.c.context,
+            unit.c.exposures,
+            unit.c.first_at,
+            unit.c.last_at,
+            unit.c.viewed_at,
+            *(columns[metric.name].label(_column(metric)) for metric in metrics),
         )
-        .group_by(rows.c.unit_id, rows.c.phase)
-        .having(variant == func.max(rows.c.variant).filter(by_cutoff))
-        .cte("units")
+        .select_from(rows)
+        .where(
+            unit.c.experiment_id == experiment.id,
+            unit.c.first_at <= cutoff,
+            or_(unit.c.crossed_at.is_(None), unit.c.crossed_at > cutoff),
+        )
+        .subquery("units")
     )
 
 
@@ -398,54 +383,45 @@ def _column(metric: Metric) -> str:
     return f"of {metric.name}"
 
 
-def _of_metric(metric: Metric, rows: Subquery) -> ColumnElement[Any]:
-    """Return what a unit's rows say of a metric: the first event, how many, or value."""
-    here: ColumnElement[bool] = rows.c.kind.in_(metric.event_kinds)
-    if metric.positions is not None:
-        here = and_(here, rows.c.position.between(*metric.positions))
+def _is_summarised(metric: Metric) -> bool:
+    known = set(metric.event_kinds) <= set(schema.SUMMARISED_KINDS)
+    return known and metric.positions is None
+
+
+def _summarised(metric: Metric) -> ColumnElement[Any]:
+    """Return what a unit did of a metric: when first, how often, or of what value."""
+    unit, kinds = schema.unit_of_analysis, metric.event_kinds
     if metric.kind == "proportion":
-        return func.min(rows.c.at).filter(here)
-    if metric.of == "value":
-        # Money is exact in the tables; sums of squares need no more than a float.
-        return cast(func.sum(rows.c.value).filter(here), Float)
-    return func.sum(rows.c.count).filter(here)
+        return func.least(*(unit.c[f"{kind}_at"] for kind in kinds))
+    what = "value" if metric.of == "value" else "count"
+    each = (func.coalesce(unit.c[f"{kind}_{what}"], 0) for kind in kinds)
+    return functools.reduce(operator.add, each)
 
 
-def _kinds(metrics: Sequence[Metric]) -> list[str]:
-    kinds = {kind for metric in metrics for kind in metric.event_kinds}
-    if any(metric.trigger == "viewed" for metric in metrics):
-        kinds.add("viewed")
-    return sorted(kinds)
-
-
-def units_seen(experiment: Experiment) -> CTE:
-    """Return what units were shown, with the phase that holds their outcomes.
-
-    A unit of analysis is a (unit, phase). A row that is not its `own` says only that it
-    crossed over.
-    """
-    shown = schema.unit_exposure
-    own: ColumnElement[bool] = true()
-    phase: ColumnElement[int] = shown.c.epoch
-    if experiment.declaration.kind is ExperimentKind.AB:
-        phase = literal(experiment.phase(0), Integer)
-    elif experiment.declaration.mode is AssignmentMode.STICKY:
-        # A unit stays in its first epoch; replicas that raced may have added another.
-        phase = func.min(shown.c.epoch).over(partition_by=shown.c.unit_id)
-        own = shown.c.epoch == phase
+def _outcomes(experiment: Experiment, metrics: Sequence[Metric]) -> Subquery:
+    """Return the same of metrics that need more than `unit_of_analysis` holds."""
+    done = schema.unit_outcome
+    kinds = sorted({kind for metric in metrics for kind in metric.event_kinds})
     return (
         select(
-            shown.c.unit_id,
-            phase.label("phase"),
-            cast(own, Boolean).label("own"),
-            shown.c.epoch,
-            shown.c.variant,
-            shown.c.propensity,
-            shown.c.segment,
-            shown.c.exposures,
-            shown.c.first_at,
-            shown.c.last_at,
+            done.c.unit_id,
+            done.c.phase,
+            *(_of_outcomes(metric).label(_column(metric)) for metric in metrics),
         )
-        .where(shown.c.experiment_id == experiment.id)
-        .cte("seen")
+        .where(done.c.experiment_id == experiment.id, done.c.kind.in_(kinds))
+        .group_by(done.c.unit_id, done.c.phase)
+        .subquery("done")
     )
+
+
+def _of_outcomes(metric: Metric) -> ColumnElement[Any]:
+    done = schema.unit_outcome
+    here: ColumnElement[bool] = done.c.kind.in_(metric.event_kinds)
+    if metric.positions is not None:
+        here = and_(here, done.c.position.between(*metric.positions))
+    if metric.kind == "proportion":
+        return func.min(done.c.first_at).filter(here)
+    if metric.of == "value":
+        # Money is exact in the tables; sums of squares need no more than a float.
+        return cast(func.sum(done.c.value_sum).filter(here), Float)
+    return func.sum(done.c.count).filter(here)

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import (
-    CTE,
     ColumnElement,
     Connection,
     Float,
@@ -18,13 +17,12 @@ from sqlalchemy import (
     func,
     literal,
     select,
-    text,
 )
-from sqlalchemy.dialects.postgresql import ARRAY, distinct_on
+from sqlalchemy.dialects.postgresql import ARRAY
 
 from experiment_service.domain.experiment import Experiment
 from experiment_service.domain.metric import Metric
-from experiment_service.storage import schema
+from experiment_service.storage.database import allow_time
 from experiment_service.storage.reads import (
     has_segments,
     units_of_analysis,
@@ -86,8 +84,8 @@ def stream_rounds(
         the experiment's own segments, if it has any, when left out.
     """
     # A large log takes longer to sort than a request may take.
-    connection.execute(text("SET LOCAL statement_timeout = 0"))
-    units = units_of_analysis(experiment, [metric], cutoff=cutoff, named=True)
+    allow_time(connection)
+    units = units_of_analysis(experiment, [metric], cutoff=cutoff)
     value = value_of_unit(experiment, metric, units, cutoff=cutoff)
     variants = [each.key for each in experiment.declaration.variants]
     columns: list[ColumnElement[Any]] = [
@@ -97,19 +95,15 @@ def stream_rounds(
         cast(extract("epoch", units.c.first_at), Float),
         cast(value.y, Float),
     ]
-    source: Any = units
     if segment_by:
-        first = _first_contexts(experiment)
         parts = [
-            func.coalesce(first.c.context.op("->>")(name), MISSING)
+            func.coalesce(units.c.context.op("->>")(name), MISSING)
             for name in segment_by
         ]
         columns.append(func.concat_ws(" / ", *parts))
-        same = (first.c.unit_id == units.c.unit_id) & (first.c.epoch == units.c.epoch)
-        source = units.outerjoin(first, same)
     elif has_segments(experiment):
         columns.append(units.c.segment)
-    query = select(*columns).select_from(source).where(value.counts)
+    query = select(*columns).select_from(units).where(value.counts)
     query = query.order_by(units.c.first_at, units.c.unit_id)
     rows = connection.execution_options(
         stream_results=True, max_row_buffer=_BATCH
@@ -124,15 +118,3 @@ def stream_rounds(
             reward=np.array(reward, dtype=np.float64),
             segment=list(segment[0]) if segment else None,
         )
-
-
-def _first_contexts(experiment: Experiment) -> CTE:
-    """Return the context of each unit's first exposure in each epoch."""
-    made = schema.exposure
-    return (
-        select(made.c.unit_id, made.c.epoch, made.c.context)
-        .where(made.c.experiment_id == experiment.id)
-        .ext(distinct_on(made.c.unit_id, made.c.epoch))
-        .order_by(made.c.unit_id, made.c.epoch, made.c.exposed_at)
-        .cte("first_contexts")
-    )

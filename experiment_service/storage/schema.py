@@ -10,6 +10,7 @@ from sqlalchemy import (
     Boolean,
     CheckConstraint,
     Column,
+    Date,
     DateTime,
     Double,
     ForeignKey,
@@ -196,6 +197,7 @@ unit_exposure = Table(
     Column("fallback_exposures", Integer, nullable=False),
     # Of the first exposure, as is the propensity.
     Column("segment", Text),
+    Column("context", JSONB, nullable=False),
     _instant("first_at"),
     _instant("last_at"),
     _recorded_at(),
@@ -228,6 +230,59 @@ unit_outcome = Table(
     Column("value_sum", Numeric, nullable=False),
     _instant("first_at"),
     PrimaryKeyConstraint("experiment_id", "unit_id", "phase", "kind", "position"),
+)
+
+#: What a unit did on a day (UTC), whatever made it do so: what it did before it was
+#: first shown an experiment is known from here.
+unit_history = Table(
+    "unit_history",
+    metadata,
+    Column("unit_id", Text, nullable=False),
+    Column("day", Date, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("count", Integer, nullable=False),
+    Column("value_sum", Numeric, nullable=False),
+    PrimaryKeyConstraint("unit_id", "day", "kind"),
+)
+
+#: Kinds of interaction with columns in `unit_of_analysis`; a metric of another kind
+#: reads `unit_outcome`.
+SUMMARISED_KINDS = ("viewed", "click", "add_to_cart", "purchase", "dismiss")
+
+
+def _summary(kind: str) -> list[Column[object]]:
+    return [
+        Column(f"{kind}_count", Integer),
+        Column(f"{kind}_value", Double),
+        _instant(f"{kind}_at", nullable=True),
+        Column(f"{kind}_count_before", Integer),
+        Column(f"{kind}_value_before", Double),
+    ]
+
+
+#: A row per unit of analysis, made from the three tables above by `storage.units`: a
+#: unit of an A/B test or sticky bandit (phase 0), a unit's epoch of a bandit that
+#: redraws. Variant, segment, propensity and context are of its first exposure.
+unit_of_analysis = Table(
+    "unit_of_analysis",
+    metadata,
+    Column("experiment_id", Integer, nullable=False),
+    Column("unit_id", Text, nullable=False),
+    Column("phase", Integer, nullable=False),
+    Column("variant", Text, nullable=False),
+    Column("epoch", Integer, nullable=False),
+    Column("segment", Text),
+    Column("propensity", Double, nullable=False),
+    Column("exposures", Integer, nullable=False),
+    Column("context", JSONB, nullable=False),
+    _instant("first_at"),
+    _instant("last_at"),
+    # When it was first seen in another variant too.
+    _instant("crossed_at", nullable=True),
+    *(column for kind in SUMMARISED_KINDS for column in _summary(kind)),
+    PrimaryKeyConstraint("experiment_id", "unit_id", "phase"),
+    # Late events of the time before; erasure of a unit.
+    Index(None, "unit_id"),
 )
 
 model_version = Table(

@@ -3,26 +3,31 @@
     python tests/benchmarks/bench_report.py [--units 1000000] [--per-unit 2 20]
 
 Fills a database of its own with an experiment of three variants and reports on it with
-every built-in metric, once for each number of raw events per unit. The floor is one
-pass of PostgreSQL over the rows of units, without statistics.
+every built-in metric, once for each number of raw events per unit: with what was read
+before in memory, and cold, after a restart of the server with its files put out of the
+kernel's cache. The floor is one pass of PostgreSQL over the rows of units, without
+statistics.
 """
 
 import argparse
+import os
 import statistics
 import tempfile
 import time
-from contextlib import ExitStack
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from sqlalchemy import text
+from sqlalchemy import select, text
 
 from experiment_service.domain.declaration import parse_declaration
 from experiment_service.domain.experiment import Epoch, ExperimentState
+from experiment_service.domain.metric import METRICS
 from experiment_service.reporting import build_report
-from experiment_service.storage import database
+from experiment_service.storage import database, schema
 from experiment_service.storage import experiments as storage
-from experiment_service.storage.events import ensure_partitions
+from experiment_service.storage.partitions import ensure_partitions
+from experiment_service.storage.units import summarise_units
 
 START = datetime(2026, 9, 1, tzinfo=UTC)
 END = START + timedelta(days=28)
@@ -30,8 +35,9 @@ REPEATS = 3
 
 UNITS = """
 INSERT INTO unit_exposure (experiment_id, unit_id, epoch, variant, propensity, exposures,
-                           fallback_exposures, first_at, last_at)
-SELECT :id, 'unit-' || i, 0, (ARRAY['a', 'b', 'c'])[1 + i % 3], 1 / 3.0, 2, 0, at,
+                           fallback_exposures, context, first_at, last_at)
+SELECT :id, 'unit-' || i, 0, (ARRAY['a', 'b', 'c'])[1 + i % 3], 1 / 3.0, 2, 0,
+       jsonb_build_object('device', (ARRAY['phone', 'desktop'])[1 + i % 2]), at,
        at + interval '1 hour'
 FROM generate_series(CAST(1 AS bigint), CAST(:units AS bigint)) i,
      LATERAL (SELECT :start + i * :step AS at) t
@@ -90,6 +96,14 @@ def fill(engine, units):
         connection.execute(text("SET LOCAL statement_timeout = 0"))
         connection.execute(text(UNITS), given)
         connection.execute(text(OUTCOMES), given)
+        started = time.perf_counter()
+        shown = schema.unit_exposure
+        keys = select(
+            shown.c.experiment_id, shown.c.unit_id, shown.c.epoch.label("phase")
+        )
+        summarise_units(connection, keys.subquery())
+        taken = time.perf_counter() - started
+        print(f"rows of {units:,} units of analysis made in {taken:.1f} s")
     analyse(engine)
     return given
 
@@ -117,9 +131,43 @@ def measure(engine, action):
     return statistics.median(taken)
 
 
+def report(connection):
+    build_report(connection, "large", as_of=END)
+
+
 def floor(connection):
-    for table in ("unit_exposure", "unit_outcome"):
-        connection.execute(text(f"SELECT count(*), max(first_at) FROM {table}")).one()
+    connection.execute(
+        text("SELECT count(*), max(first_at) FROM unit_of_analysis")
+    ).one()
+
+
+@contextmanager
+def running(directory):
+    with database.running_database(None, directory) as url:
+        database.migrate(url)
+        engine = database.create_engine(url, name="bench")
+        yield engine
+        engine.dispose()
+
+
+def forget_files(directory):
+    """Put the files of a stopped server out of the kernel's cache."""
+    os.sync()
+    for path in directory.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def measure_cold(directory):
+    taken = []
+    for _ in range(REPEATS):
+        forget_files(directory)
+        with running(directory) as engine, database.transaction(engine) as connection:
+            started = time.perf_counter()
+            report(connection)
+            taken.append(time.perf_counter() - started)
+    return statistics.median(taken)
 
 
 def main():
@@ -127,32 +175,33 @@ def main():
     parser.add_argument("--units", type=int, default=1_000_000)
     parser.add_argument("--per-unit", type=int, nargs="*", default=[2, 20])
     given = parser.parse_args()
-    with ExitStack() as stack:
-        directory = Path(stack.enter_context(tempfile.TemporaryDirectory("es-bench")))
+    with tempfile.TemporaryDirectory("es-bench") as made:
+        directory = Path(made)
         directory.chmod(0o755)
-        url = stack.enter_context(database.running_database(None, directory))
-        database.migrate(url)
-        engine = database.create_engine(url, name="bench")
-        stack.callback(engine.dispose)
-        filled = fill(engine, given.units)
-        least = measure(engine, floor)
+        with running(directory) as engine:
+            filled = fill(engine, given.units)
+            least = measure(engine, floor)
         print(
-            f"{given.units:,} units, 3 variants; one pass over their rows: {least:.2f} s"
+            f"{given.units:,} units, 3 variants, {len(METRICS)} metrics; one pass over "
+            f"their rows: {least:.2f} s"
         )
         print(
-            "\n| raw events per unit | raw events | report, s | / one pass | / first row |"
+            "\n| raw events per unit | raw events | report, s | cold, s | / one pass "
+            "| / first row |"
         )
-        print("|---|---|---|---|---|")
+        print("|---|---|---|---|---|---|")
         events, first = 0, None
-        for per_unit in given.per_unit or [0]:
-            if per_unit * given.units > events:
-                add_events(engine, filled, events, per_unit * given.units - 1)
+        for per_unit in given.per_unit:
+            with running(directory) as engine:
+                if per_unit:
+                    add_events(engine, filled, events, per_unit * given.units - 1)
+                took = measure(engine, report)
+            cold = measure_cold(directory)
             events = per_unit * given.units
-            took = measure(engine, lambda c: build_report(c, "large", as_of=END))
             first = first or took
             print(
-                f"| {per_unit} | {events:,} | {took:.2f} | {took / least:.1f} | "
-                f"{took / first:.2f} |",
+                f"| {per_unit} | {events:,} | {took:.2f} | {cold:.2f} "
+                f"| {took / least:.1f} | {took / first:.2f} |",
                 flush=True,
             )
 

@@ -3,6 +3,7 @@
 import random
 import threading
 from collections import defaultdict
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from uuid import UUID
@@ -21,13 +22,13 @@ from experiment_service.domain.experiment import Epoch, ExperimentState
 from experiment_service.errors import InvalidRequest, Unavailable
 from experiment_service.storage import experiments as storage
 from experiment_service.storage.counts import default_partition_rows
-from experiment_service.storage.database import transaction
+from experiment_service.storage.database import migrate, transaction
 from experiment_service.storage.events import (
     StoredCounts,
-    ensure_partitions,
     rebuild_outcomes,
     store_events,
 )
+from experiment_service.storage.partitions import ensure_partitions
 
 START = datetime(2026, 11, 20, 12, tzinfo=UTC)
 WINDOW = timedelta(hours=6)
@@ -137,6 +138,8 @@ TABLES = {
     "unit_exposure": "experiment_id, unit_id, epoch, variant",
     "attribution": "interaction_id, experiment_id, phase",
     "unit_outcome": "experiment_id, unit_id, phase, kind, position",
+    "unit_history": "unit_id, day, kind",
+    "unit_of_analysis": "experiment_id, unit_id, phase",
 }
 
 
@@ -218,7 +221,10 @@ def units_by_hand(exposures):
         key: (
             len(shown),
             sum(each.fallback for each in shown),
-            *min((e.exposed_at, e.segment or "", e.propensity) for e in shown)[1:],
+            *min(
+                (e.exposed_at, e.segment or "", sorted(e.context.items()), e.propensity)
+                for e in shown
+            )[1:],
             min(each.exposed_at for each in shown),
             max(each.exposed_at for each in shown),
         )
@@ -234,9 +240,77 @@ def units(engine):
                 row.exposures,
                 row.fallback_exposures,
                 row.segment or "",
+                sorted(row.context.items()),
                 row.propensity,
                 row.first_at,
                 row.last_at,
+            )
+            for row in rows
+        }
+
+
+def analysed_by_hand(experiments, exposures, interactions):
+    """Each unit of analysis: where it belongs, what it did, what it had done before."""
+    groups = defaultdict(list)
+    for (experiment, unit_id, epoch, variant), row in units_by_hand(exposures).items():
+        phase = epoch if experiments[experiment][0] == "bandit" else 0
+        groups[experiment, unit_id, phase].append((epoch, row[5], variant, row))
+    unit_of = {each.id: each.unit_id for each in exposures}
+    done = outcomes_by_hand(experiments, exposures, interactions)
+    found = {}
+    for key, rows in groups.items():
+        rows.sort()
+        epoch, first_at, variant, first = rows[0]
+        first_at = min(row[1] for row in rows)
+        did, before = {}, {}
+        for kind in EVENT_KINDS:
+            own = [value for of, value in done.items() if of[:4] == (*key, kind)]
+            if own:
+                counts, values, times = zip(*own, strict=True)
+                did[kind] = (sum(counts), float(sum(values)), min(times))
+            earlier = [
+                event.value or Decimal(0)
+                for event in interactions
+                if event.kind == kind
+                and (event.unit_id or unit_of[event.exposure_id]) == key[1]
+                and 1 <= (first_at.date() - event.occurred_at.date()).days <= 28
+            ]
+            if earlier:
+                before[kind] = (len(earlier), float(sum(earlier)))
+        found[key] = (
+            (variant, epoch, *first[2:5]),
+            (sum(row[3][0] for row in rows), first_at, max(row[3][6] for row in rows)),
+            min((row[1] for row in rows if row[2] != variant), default=None),
+            did,
+            before,
+        )
+    return found
+
+
+def analysed(engine):
+    with transaction(engine) as connection:
+        rows = connection.execute(text("SELECT * FROM unit_of_analysis")).mappings()
+
+        def each(row, kinds, *columns):
+            return {
+                kind: tuple(row[f"{kind}_{column}"] for column in columns)
+                for kind in kinds
+                if row[f"{kind}_{columns[0]}"] is not None
+            }
+
+        return {
+            (row["experiment_id"], row["unit_id"], row["phase"]): (
+                (
+                    row["variant"],
+                    row["epoch"],
+                    row["segment"] or "",
+                    sorted(row["context"].items()),
+                    row["propensity"],
+                ),
+                (row["exposures"], row["first_at"], row["last_at"]),
+                row["crossed_at"],
+                each(row, EVENT_KINDS, "count", "value", "at"),
+                each(row, EVENT_KINDS, "count_before", "value_before"),
             )
             for row in rows
         }
@@ -463,8 +537,8 @@ def test_crossover_leaves_a_row_per_variant(engine, ab, make):
     store(engine, make.exposure(ab, variant="a"), make.exposure(ab, variant="b"))
     store(engine, make.exposure(ab, variant="b", fallback=True))
     assert units(engine) == {
-        (ab, "u", 0, "a"): (1, 0, "", 0.5, START, START),
-        (ab, "u", 0, "b"): (2, 1, "", 0.5, START, START),
+        (ab, "u", 0, "a"): (1, 0, "", [], 0.5, START, START),
+        (ab, "u", 0, "b"): (2, 1, "", [], 0.5, START, START),
     }
 
 
@@ -550,6 +624,8 @@ def random_events(make, ab, bandit, *, count=250):
         timedelta(hours=1),
         WINDOW,
         WINDOW + MICROSECOND,
+        timedelta(days=-1),
+        timedelta(days=-14),
     ]
     times = [START + sum(rng.choices(steps, k=2), timedelta(0)) for _ in range(40)]
     shown = []
@@ -567,6 +643,7 @@ def random_events(make, ab, bandit, *, count=250):
                 propensity=0.25 + 0.5 * epoch + (0.125 if segment == "phone" else 0),
                 segment=segment,
                 fallback=rng.random() < 0.2,
+                context=rng.choice([{}, {"age": 1}, {"age": 2}]),
             )
         )
     done = []
@@ -642,6 +719,9 @@ def check_against_definition(engine, ab, bandit, shown, done):
     assert len(expected) > 50
     assert outcomes(engine) == expected
     assert units(engine) == units_by_hand(shown)
+    by_hand = analysed_by_hand(experiments, shown, done)
+    assert sum(bool(row[-1]) for row in by_hand.values()) > 10
+    assert analysed(engine) == by_hand
     before = all_rows(engine)
     for experiment_id in (None, ab, bandit):
         with transaction(engine) as connection:
@@ -667,18 +747,35 @@ def test_writer_waits_for_the_exposure_of_an_open_transaction(engine, ab, make):
     assert outcomes(engine) == {(ab, "u", 0, "click"): (1, 0, START)}
 
 
+def test_rows_of_units_are_made_of_what_an_older_schema_holds(
+    engine, database_url, ab, bandit
+):
+    make = Maker(11)
+    shown, done = random_events(make, ab, bandit)
+    shown = [replace(exposure, context={}) for exposure in shown]
+    store(engine, *shown, *done)
+    before = all_rows(engine)
+    migrate(database_url, "0003")
+    migrate(database_url)
+    assert table_rows(engine, "unit_history") == before["unit_history"]
+    assert table_rows(engine, "unit_of_analysis") == before["unit_of_analysis"]
+
+
 def test_rebuild_repairs_one_experiment_and_leaves_others(engine, ab, bandit, make):
     shown = [make.exposure(ab), make.exposure(bandit)]
     store(engine, *shown, *(make.interaction(each) for each in shown))
     right = all_rows(engine)
     with transaction(engine) as connection:
-        for table in ("unit_exposure", "unit_outcome"):
+        for table in ("unit_exposure", "unit_outcome", "unit_of_analysis"):
             connection.execute(text(f"UPDATE {table} SET first_at = now()"))
         connection.execute(text("DELETE FROM attribution"))
+        connection.execute(text("UPDATE unit_history SET count = 7"))
     wrong = all_rows(engine)
     with transaction(engine) as connection:
         rebuild_outcomes(connection, ab)
-    for table in TABLES:
+    # What units did on a day belongs to no experiment.
+    assert table_rows(engine, "unit_history") == wrong["unit_history"]
+    for table in TABLES.keys() - {"unit_history"}:
         rows = table_rows(engine, table)
         assert set(rows) & set(right[table])
         assert set(rows) != set(right[table])
