@@ -1,7 +1,8 @@
 """Intervals for fixed weights and one look at a planned end.
 
 `arm`, `difference` and `lift` choose the method by the kind of the metric: those of
-`proportion`, Student and Welch for means, the delta method for ratios. Watched
+`proportion`, Student and Welch for means, the delta method for ratios, that of
+`fieller` where a denominator is weak. Watched
 experiments need `sequential`, moving weights `adaptive`.
 """
 
@@ -9,6 +10,7 @@ import math
 
 from scipy import stats
 
+from experiment_service.analysis.fieller import WEAK, fieller_lift, fieller_ratio
 from experiment_service.analysis.interval import (
     NO_SPREAD,
     ONE_LOOK,
@@ -58,22 +60,29 @@ def difference(
 def lift(
     kind: MetricKind, treatment: Moments, control: Moments, *, level: float = 0.95
 ) -> Estimate:
-    """Interval for treatment / control - 1, made on the log scale, for every kind.
+    """Interval for treatment / control - 1, for every kind of metric.
 
-    Withheld unless both values are positive.
+    Made on the log scale, but by Fieller's limits when the mean or ratio of the control
+    is within `fieller.WEAK` standard errors of 0. Withheld unless both values are
+    positive, and when the control can't be told from 0.
     """
-    match kind:
-        case "proportion":
-            s1, n1 = successes_of(treatment)
-            return proportion_lift(s1, n1, *successes_of(control), level=level)
-        case "mean":
-            return _student_lift(
-                _mean_summary(treatment), _mean_summary(control), level
-            )
-        case "ratio":
-            return _student_lift(
-                _ratio_summary(treatment), _ratio_summary(control), level
-            )
+    if kind == "proportion":
+        s1, n1 = successes_of(treatment)
+        return proportion_lift(s1, n1, *successes_of(control), level=level)
+    summary = _mean_summary if kind == "mean" else _ratio_summary
+    return _student_lift(summary(treatment), summary(control), level, weak=WEAK)
+
+
+def log_scale_lift(
+    kind: MetricKind, treatment: Moments, control: Moments, *, level: float = 0.95
+) -> Estimate:
+    """Interval of `lift` by the delta method on the log scale, however weak the control.
+
+    For a control that is weak it covers too much when units are nearly normal, and too
+    little when few of them carry most of the value (docs/calibration.md).
+    """
+    summary = _ratio_summary if kind == "ratio" else _mean_summary
+    return _student_lift(summary(treatment), summary(control), level, weak=0.0)
 
 
 def student(moments: Moments, *, level: float = 0.95) -> Estimate:
@@ -102,13 +111,31 @@ def welch(treatment: Moments, control: Moments, *, level: float = 0.95) -> Estim
 def delta(moments: Moments, *, level: float = 0.95) -> Estimate:
     """Delta-method interval for the ratio sum y / sum x, units being the clusters.
 
-    Withheld below 2 units, when the sum of x is 0, or when all ratios are equal.
+    By Fieller's limits instead when the mean of x is above 0 but within `fieller.WEAK`
+    standard errors of it. Withheld below 2 units, when the sum of x is 0, when all
+    ratios are equal, or when x can't be told from 0.
 
     References
     ----------
     Deng, Knoblich and Lu (2018), Applying the delta method in metric analytics.
     """
-    return _student_arm(_ratio_summary(moments), level, "Delta method")
+    check_level(level)
+    summary = _ratio_summary(moments)
+    if isinstance(summary, Withheld) or summary[1] == 0 or moments.sum_x < 0:
+        return _student_arm(summary, level, "Delta method")
+    n = moments.n
+    top = (moments.mean, moments.variance / n)
+    bottom = (moments.swapped.mean, moments.swapped.variance / n)
+    if bottom[0] >= WEAK * math.sqrt(bottom[1]):
+        return _student_arm(summary, level, "Delta method")
+    return fieller_ratio(
+        top,
+        bottom,
+        (moments.sum_xy - n * top[0] * bottom[0]) / (n - 1) / n,
+        quantile=float(stats.t.isf((1 - level) / 2, n - 1)),
+        level=level,
+        validity=_MANY_UNITS,
+    )
 
 
 def delta_difference(
@@ -166,7 +193,10 @@ def _student_difference(
     return _symmetric(treatment[0] - control[0], half, level, method)
 
 
-def _student_lift(treatment: _Summary, control: _Summary, level: float) -> Estimate:
+def _student_lift(
+    treatment: _Summary, control: _Summary, level: float, *, weak: float
+) -> Estimate:
+    """Lift by Fieller where the control is within `weak` standard errors of 0."""
     check_level(level)
     if isinstance(treatment, Withheld):
         return treatment
@@ -178,6 +208,15 @@ def _student_lift(treatment: _Summary, control: _Summary, level: float) -> Estim
     half = _welch_half(logs[0], logs[1], level)
     if half == 0:
         return Withheld(reason=NO_SPREAD)
+    if control[0] < weak * math.sqrt(control[1]):
+        return fieller_lift(
+            treatment[:2],
+            control[:2],
+            # Satterthwaite's degrees of freedom are the same as for the logarithms.
+            quantile=half / math.sqrt(logs[0][1] + logs[1][1]),
+            level=level,
+            validity=_MANY_UNITS,
+        )
     log_ratio = logs[0][0] - logs[1][0]
     return lift_interval(
         (log_ratio, log_ratio - half, log_ratio + half),

@@ -141,6 +141,18 @@ class Moments:
         )
 
     @property
+    def swapped(self) -> "Moments":
+        """The moments of (x, y)."""
+        return Moments(
+            n=self.n,
+            sum_y=self.sum_x,
+            sum_yy=self.sum_xx,
+            sum_x=self.sum_y,
+            sum_xx=self.sum_yy,
+            sum_xy=self.sum_xy,
+        )
+
+    @property
     def mean(self) -> float:
         """Mean of y. ValueError when n is 0."""
         if self.n == 0:

@@ -100,7 +100,7 @@ def test_means_are_those_of_tea_tasting(n1, n0, effect):
     metric = tea.Mean("y", "z", use_t=True, equal_var=False)
     difference, lift = tea_limits(metric, arms, ["y", "z"])
     assert limits(estimate.difference("mean", *pair)) == pytest.approx(difference, 1e-9)
-    assert limits(estimate.lift("mean", *pair)) == pytest.approx(lift, 1e-9)
+    assert limits(estimate.log_scale_lift("mean", *pair)) == pytest.approx(lift, 1e-9)
 
 
 def test_ratios_are_those_of_tea_tasting():

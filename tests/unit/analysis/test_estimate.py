@@ -29,7 +29,10 @@ def limits(result):
             estimate.difference("mean", TREATMENT, CONTROL),
             (-0.183059, -0.500436, 0.134318),
         ),
-        (estimate.lift("mean", TREATMENT, CONTROL), (-0.323404, -0.659335, 0.343789)),
+        (
+            estimate.log_scale_lift("mean", TREATMENT, CONTROL),
+            (-0.323404, -0.659335, 0.343789),
+        ),
         (
             estimate.difference("ratio", TREATMENT, CONTROL),
             (-0.083467, -0.235930, 0.068996),
@@ -41,7 +44,7 @@ def test_tea_tasting_values(result, expected):
 
 
 def test_tea_tasting_relative_ratio():
-    result = estimate.lift("ratio", TREATMENT, CONTROL)
+    result = estimate.log_scale_lift("ratio", TREATMENT, CONTROL)
     assert (result.low, result.high) == pytest.approx((-0.630072, 0.354517), abs=5e-7)
     assert result.estimate == pytest.approx((18 / 89) / (30 / 105) - 1)
 
@@ -88,8 +91,10 @@ def test_intervals_are_equivariant_under_scale(treatment, control, scale, kind):
 def test_lifts_do_not_change_with_the_scale(treatment, control, scale):
     # Fixed extremes keep the spread away from zero.
     y1, y0 = np.array([*treatment, 200.0]), np.array([*control, 200.0])
-    plain = estimate.lift("mean", Moments.from_arrays(y1), Moments.from_arrays(y0))
-    scaled = estimate.lift(
+    plain = estimate.log_scale_lift(
+        "mean", Moments.from_arrays(y1), Moments.from_arrays(y0)
+    )
+    scaled = estimate.log_scale_lift(
         "mean", Moments.from_arrays(y1 * scale), Moments.from_arrays(y0 * scale)
     )
     assert limits(scaled) == pytest.approx(limits(plain), rel=1e-6, abs=1e-9)
