@@ -97,14 +97,14 @@ def srm(
         chi_squared += statistic
         degrees += cells - 1
     if degrees == 0:
-        return _nothing(
+        return nothing(
             "srm", failed_below, "No epoch has 5 expected units in two variants yet."
         )
     p_value = float(stats.chi2.sf(chi_squared, degrees))
     return graded(
         "srm",
         p_value,
-        _grade(-p_value, -warning_below, -failed_below),
+        grade(-p_value, -warning_below, -failed_below),
         threshold=failed_below,
         found=f"Units against weights: chi-squared {chi_squared:.1f}, df {degrees}, "
         f"p = {p_value:.2g}.",
@@ -170,12 +170,12 @@ def effective_sample(
     bound = minimum_effective_sample_size
     name = "effective_sample"
     if overlap is None:
-        return _nothing(name, bound, "A variant had no traffic beside the control yet.")
+        return nothing(name, bound, "A variant had no traffic beside the control yet.")
     size = overlap.effective_sample_size
     return graded(
         name,
         size,
-        _grade(-size, -3 * bound, -bound),
+        grade(-size, -3 * bound, -bound),
         threshold=bound,
         found=f"The effective sample size is {size:.0f} units, the smallest propensity "
         f"{overlap.smallest_propensity:.3g}.",
@@ -195,7 +195,7 @@ def crossovers(
 
     They are excluded from estimates, so a large share means a selected rest.
     """
-    return _share(
+    return graded_share(
         "crossovers",
         crossed,
         units,
@@ -216,7 +216,7 @@ def fallbacks(
 
     They look the same in every variant, so they pull all differences to 0.
     """
-    return _share(
+    return graded_share(
         "fallbacks",
         fallback_exposures,
         exposures,
@@ -235,7 +235,7 @@ def orphans(
     failed_above: float = 0.05,
 ) -> HealthCheck:
     """Check the share of interactions that name an exposure nobody has recorded."""
-    return _share(
+    return graded_share(
         "orphans",
         orphan_interactions,
         interactions,
@@ -257,7 +257,7 @@ def duplicates(
 
     They are counted once, so this is a sign of trouble at the sender only.
     """
-    return _share(
+    return graded_share(
         "duplicates",
         duplicate_events,
         events,
@@ -285,11 +285,11 @@ def ingestion_lag(
     """
     name = "ingestion_lag"
     if seconds is None:
-        return _nothing(name, failed_above, "The lag of ingestion is not known.")
+        return nothing(name, failed_above, "The lag of ingestion is not known.")
     return graded(
         name,
         seconds,
-        _grade(seconds, warning_above, failed_above),
+        grade(seconds, warning_above, failed_above),
         threshold=failed_above,
         found=f"Recorded events are {seconds:.0f} s behind.",
         causes="a database that is down or slow, a stopped writer, or a burst that is being "
@@ -297,7 +297,7 @@ def ingestion_lag(
     )
 
 
-def _share(
+def graded_share(
     name: str,
     part: float,
     whole: float,
@@ -306,23 +306,25 @@ def _share(
     what: str,
     causes: str,
 ) -> HealthCheck:
+    """Grade the share that a part is of the whole. ValueError unless it is one."""
     if not 0 <= part <= whole < math.inf:
         raise ValueError(f"{name}: {part} of {whole}, must be 0 <= part <= whole")
     warning, failed = bounds
     if whole == 0:
-        return _nothing(name, failed, "There is nothing to check yet.")
+        return nothing(name, failed, "There is nothing to check yet.")
     share = part / whole
     return graded(
         name,
         share,
-        _grade(share, warning, failed),
+        grade(share, warning, failed),
         threshold=failed,
         found=f"{share:.2%} {what} ({part:.0f} of {whole:.0f}).",
         causes=causes,
     )
 
 
-def _nothing(name: str, threshold: float, message: str) -> HealthCheck:
+def nothing(name: str, threshold: float | None, message: str) -> HealthCheck:
+    """Return the check of too few data, with the reason."""
     return HealthCheck(
         name=name,
         status="not_enough_data",
@@ -332,7 +334,7 @@ def _nothing(name: str, threshold: float, message: str) -> HealthCheck:
     )
 
 
-def _grade(value: float, warning: float, failed: float) -> Status:
+def grade(value: float, warning: float, failed: float) -> Status:
     """Grade a value of which less is better."""
     if value > failed:
         return "failed"
@@ -344,7 +346,7 @@ def graded(
     value: float,
     status: Status,
     *,
-    threshold: float,
+    threshold: float | None,
     found: str,
     causes: str,
 ) -> HealthCheck:
