@@ -39,6 +39,8 @@ class Trend:
         Of a slope of 0, for one look at a planned end.
     first, last : float
         The line on the first and the last of the days.
+    first_error, last_error : float
+        Their standard errors.
     """
 
     slope: float
@@ -46,6 +48,8 @@ class Trend:
     p_value: float
     first: float
     last: float
+    first_error: float
+    last_error: float
 
 
 def trend(contrasts: Mapping[float, Contrast]) -> Trend:
@@ -77,12 +81,18 @@ def trend(contrasts: Mapping[float, Contrast]) -> Trend:
     )
     slope /= spread
     error = math.sqrt(smallest / spread)
+    ends = [day - centre for day in (min(contrasts), max(contrasts))]
+    first_error, last_error = (
+        math.sqrt(smallest / total + (end * error) ** 2) for end in ends
+    )
     return Trend(
         slope=slope,
         standard_error=error,
         p_value=float(2 * stats.norm.sf(abs(slope) / error)),
-        first=level + slope * (min(contrasts) - centre),
-        last=level + slope * (max(contrasts) - centre),
+        first=level + slope * ends[0],
+        last=level + slope * ends[1],
+        first_error=first_error,
+        last_error=last_error,
     )
 
 
@@ -131,6 +141,10 @@ def novelty(
 
 
 def _course(line: Trend) -> str:
-    if line.first * line.last < 0:
+    # An effect that fades to nothing is no line: the fitted one may end beyond 0.
+    sure = min(
+        abs(line.first) / line.first_error, abs(line.last) / line.last_error
+    ) > stats.norm.isf(0.025)
+    if line.first * line.last < 0 and sure:
         return "changes sign"
     return "fades" if abs(line.last) < abs(line.first) else "grows"

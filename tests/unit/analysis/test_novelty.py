@@ -22,9 +22,8 @@ def test_the_line_is_that_of_weighted_least_squares(scale):
     at = np.array([0.0, 1, 2, 4, 5, 9, 14])
     effects = scale * (0.3 - 0.05 * at + rng.normal(0, 0.2, 7))
     variances = scale**2 * rng.gamma(2, 0.02, 7)
-    fit = sm.WLS(effects, sm.add_constant(at), weights=1 / variances).fit(
-        cov_type="fixed scale"
-    )
+    design = sm.add_constant(at)
+    fit = sm.WLS(effects, design, weights=1 / variances).fit(cov_type="fixed scale")
     found = trend(
         {
             day: Contrast(estimate=d, variance=v)
@@ -46,6 +45,7 @@ def test_the_line_is_that_of_weighted_least_squares(scale):
         ([-0.1, -0.08, -0.06, -0.04, -0.02], "warning", "The effect fades"),
         ([0.02, 0.04, 0.06, 0.08, 0.1], "warning", "The effect grows"),
         ([0.1, 0.05, 0.0, -0.05, -0.1], "warning", "The effect changes sign"),
+        ([0.1, 0.03, 0.0, 0.0, 0.0], "warning", "The effect fades"),
         ([0.05, 0.06, 0.05, 0.06, 0.05], "ok", "No sign"),
     ],
 )
