@@ -13,6 +13,7 @@ from experiment_service.cli.experiments import add_experiments
 from experiment_service.cli.models import add_models
 from experiment_service.cli.plans import add_plan
 from experiment_service.cli.replays import add_export, add_replay
+from experiment_service.cli.reports import add_report
 from experiment_service.cli.services import add_services
 from experiment_service.config import Settings
 from experiment_service.errors import ExperimentServiceError
@@ -50,6 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_services(commands)
     add_experiments(commands)
     add_models(commands)
+    add_report(commands)
     add_plan(commands)
     add_replay(commands)
     add_export(commands)

@@ -1,4 +1,4 @@
-"""Commands about experiments: declare, start, change, explain, report."""
+"""Commands about experiments: declare, start, change, explain."""
 
 import argparse
 import json
@@ -10,7 +10,6 @@ from typing import Any
 import yaml
 
 from experiment_service import experimentation
-from experiment_service.analysis.interval import Interval, Withheld
 from experiment_service.cli.common import (
     actor,
     clock,
@@ -28,7 +27,6 @@ from experiment_service.domain.declaration import parse_declaration, parse_outco
 from experiment_service.domain.event import check_attributes, check_id
 from experiment_service.errors import InvalidRequest
 from experiment_service.reallocation import reallocate
-from experiment_service.reporting import Report, build_report
 from experiment_service.storage import experiments as storage
 from experiment_service.storage.database import transaction
 
@@ -65,8 +63,6 @@ def add_experiments(commands: Any) -> None:  # noqa: ANN401 - argparse names no 
     explain = add("explain", _explain, "say which variant a unit gets, and why")
     explain.add_argument("unit_id")
     explain.add_argument("attributes", nargs="*", metavar="NAME=VALUE")
-    report = add("report", _report, "print the report")
-    report.add_argument("--json", action="store_true", help="the whole report as JSON")
     add("reallocate", _reallocate, "look at a bandit now instead of on schedule")
     placement = add("set-placement", _set_placement, "what shows outside experiments")
     placement.add_argument("recommender", help="name of a live model")
@@ -234,43 +230,3 @@ def _set_placement(settings: Settings, parsed: argparse.Namespace) -> None:
             actor=actor(),
         )
     print(f"placement {parsed.key} shows {parsed.recommender} outside experiments")
-
-
-def _report(settings: Settings, parsed: argparse.Namespace) -> None:
-    with open_engine(settings) as engine, transaction(engine) as connection:
-        report = build_report(connection, parsed.key, as_of=clock())
-    if parsed.json:
-        print_json(report.to_document())
-    else:
-        _print_report(report)
-
-
-def _print_report(report: Report) -> None:
-    print(f"{report.facts.key}, as of {report.as_of:%Y-%m-%d %H:%M:%S} UTC")
-    print(report.summary.sentence)
-    for check in report.checks:
-        if check.result.status in ("warning", "failed"):
-            about = f" of {check.subject}" if check.subject else ""
-            print(
-                f"{check.result.status}: {check.title}{about}: {check.result.message}"
-            )
-    for metric in report.metrics:
-        print(f"\n{metric.title}")
-        rows = [
-            (
-                result.variant,
-                result.units,
-                _shown(result.planned, metric.kind),
-                _shown(result.any_time, metric.kind),
-            )
-            for result in metric.variants
-        ]
-        print_table(("VARIANT", "UNITS", "ONE LOOK", "ANY TIME"), rows)
-
-
-def _shown(estimate: Interval | Withheld, kind: str) -> str:
-    if isinstance(estimate, Withheld):
-        return f"none: {estimate.reason}"
-    if kind == "mean":
-        return f"{estimate.estimate:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
-    return f"{estimate.estimate:.2%} [{estimate.low:.2%}, {estimate.high:.2%}]"

@@ -277,6 +277,7 @@ _declaration = _record(
         "reward_metric": _text,
         "guardrails": _margins,
         "attribution_window": parse_duration,
+        "cuped": _truth,
         "mode": _choice(AssignmentMode),
         "policy": _policy,
     },

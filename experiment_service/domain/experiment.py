@@ -258,6 +258,7 @@ class Declaration:
     reward_metric: str = "visitor_interaction_rate"
     guardrails: Mapping[str, float] = field(default_factory=dict)
     attribution_window: timedelta = timedelta(days=1)
+    cuped: bool = False
     mode: AssignmentMode = AssignmentMode.REDRAW
     policy: PolicySpecification | None = None
 

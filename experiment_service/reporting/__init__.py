@@ -10,13 +10,17 @@ from experiment_service.reporting.build import (
     operations,
     overview,
 )
+from experiment_service.reporting.segments import build_segments
 from experiment_service.reporting.service import Reports
 from experiment_service.reporting.values import (
+    AttributeReport,
     BanditReport,
     Check,
     Comparison,
+    EffectsDiffer,
     EpochReport,
     Facts,
+    LevelReport,
     ListedExperiment,
     Look,
     MetricReport,
@@ -24,6 +28,7 @@ from experiment_service.reporting.values import (
     OverviewRow,
     Posterior,
     Report,
+    SegmentsReport,
     Series,
     SeriesPoint,
     Summary,
@@ -33,12 +38,15 @@ from experiment_service.reporting.values import (
 from experiment_service.storage.counts import Lag, MinuteCount
 
 __all__ = [
+    "AttributeReport",
     "BanditReport",
     "Check",
     "Comparison",
+    "EffectsDiffer",
     "EpochReport",
     "Facts",
     "Lag",
+    "LevelReport",
     "ListedExperiment",
     "Look",
     "MetricReport",
@@ -48,12 +56,14 @@ __all__ = [
     "Posterior",
     "Report",
     "Reports",
+    "SegmentsReport",
     "Series",
     "SeriesPoint",
     "Summary",
     "VariantFacts",
     "VariantResult",
     "build_report",
+    "build_segments",
     "list_experiments",
     "operations",
     "overview",

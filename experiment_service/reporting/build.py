@@ -16,7 +16,8 @@ from experiment_service.reporting.checks import (
 from experiment_service.reporting.facts import Traffic, epoch_reports, facts_of
 from experiment_service.reporting.metrics import (
     cumulative_series,
-    epoch_moments,
+    daily_effects,
+    metric_data,
     metric_report,
     pooled_moments,
     with_corrections,
@@ -103,7 +104,10 @@ def operations(connection: Connection, *, as_of: datetime) -> Operations:
     return Operations(
         as_of=as_of,
         checks=operations_checks(
-            lag, orphans, counts.default_partition_rows(connection)
+            lag,
+            orphans,
+            counts.default_partition_rows(connection),
+            counts.intake(connection, since=as_of.date() - timedelta(days=1)),
         ),
         lag=lag,
         minutes=tuple(counts.events_by_minute(connection, since=as_of - RECENT)),
@@ -126,17 +130,21 @@ def _build(
     cells = reads.moments_by_metric(
         connection, experiment, metrics, cutoff=as_of, spans=spans
     )
+    data = {
+        metric.name: metric_data(metric, cells[metric.name], traffic.epochs)
+        for metric in metrics
+    }
     reports = with_corrections(
         [
             metric_report(
-                experiment, metric, cells[metric.name], traffic.epochs, level=level
+                experiment, metric, cells[metric.name], data[metric.name], level=level
             )
             for metric in metrics
         ]
     )
     rewards = cells[metrics[0].name]
     facts = facts_of(experiment, traffic, as_of=as_of)
-    checks = _checks(connection, experiment, traffic, reports[0], as_of)
+    checks = _checks(connection, experiment, traffic, (reports[0], rewards), as_of)
     return Report(
         as_of=as_of,
         level=level,
@@ -145,7 +153,7 @@ def _build(
             facts,
             checks,
             reports,
-            epoch_moments(rewards, traffic.epochs),
+            data[metrics[0].name],
             level=level,
         ),
         checks=checks,
@@ -162,15 +170,18 @@ def _checks(
     connection: Connection,
     experiment: Experiment,
     traffic: Traffic,
-    reward: MetricReport,
+    reward: tuple[MetricReport, reads.MetricCells],
     as_of: datetime,
 ) -> tuple[Check, ...]:
+    report, cells = reward
     return experiment_checks(
         experiment,
         traffic,
         lag=counts.recording_lag(connection, experiment),
         orphans=counts.orphan_count(connection, since=as_of - RECENT),
-        reward=reward,
+        late=counts.late_count(connection, experiment, as_of=as_of),
+        reward=report,
+        effects=daily_effects(experiment, report.kind, cells, traffic.epochs),
         as_of=as_of,
     )
 
@@ -182,7 +193,7 @@ def _traffic(
         epochs=storage.list_epochs(connection, experiment.id),
         units=counts.unit_counts(connection, experiment, cutoff=as_of),
         exposures=counts.exposure_counts(connection, experiment),
-        interactions=counts.interaction_counts(connection, experiment),
+        activity=counts.activity(connection, experiment),
         looks=storage.list_reallocations(connection, experiment.id),
         decision=storage.last_decision(connection, experiment.key),
     )

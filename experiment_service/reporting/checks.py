@@ -1,17 +1,33 @@
 """Health checks of an experiment and of the service: which are made, on what counts."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 
 from experiment_service.analysis import adaptive, health
+from experiment_service.analysis.contrasts import Contrast
 from experiment_service.analysis.health import HealthCheck
 from experiment_service.analysis.interval import Interval, Withheld
+from experiment_service.analysis.novelty import novelty
 from experiment_service.analysis.sample_ratio import sequential_srm
+from experiment_service.analysis.traffic import (
+    absurd_above,
+    bots,
+    late_events,
+    missing_views,
+)
 from experiment_service.domain.experiment import Experiment, ExperimentState
 from experiment_service.reporting.facts import Traffic
 from experiment_service.reporting.values import Check, MetricReport
-from experiment_service.storage.counts import ExposureCount, Lag, OrphanCount
+from experiment_service.storage.counts import (
+    Activity,
+    ExposureCount,
+    Intake,
+    Lag,
+    LateCount,
+    OrphanCount,
+)
 from experiment_service.storage.experiments import Reallocation
 
 #: Fewer units or events than these say nothing about a share.
@@ -27,16 +43,31 @@ def experiment_checks(
     *,
     lag: Lag | None,
     orphans: OrphanCount,
+    late: LateCount,
     reward: MetricReport,
+    effects: Mapping[str, Mapping[float, Contrast | Withheld]],
     as_of: datetime,
 ) -> tuple[Check, ...]:
-    """Make every check that can say whether the numbers may be used; none of a draft."""
+    """Make every check that can say whether the numbers may be used; none of a draft.
+
+    Parameters
+    ----------
+    effects : mapping of str to mapping
+        By variant, the difference to the control in the reward by day since the start.
+    """
     if experiment.state is ExperimentState.DRAFT:
         return ()
     checks = [
         *_unit_checks(traffic),
         *_fallback_checks(traffic.exposures),
+        *_bot_checks(traffic.activity),
+        *_view_checks(traffic),
         _orphan_check(orphans),
+        _late_check(late),
+        *(
+            Check(title="Novelty", subject=variant, result=novelty(by_day))
+            for variant, by_day in effects.items()
+        ),
     ]
     if experiment.state is ExperimentState.RUNNING:
         checks.append(_lag_check(lag, experiment.declaration.attribution_window))
@@ -70,7 +101,10 @@ def _unit_checks(traffic: Traffic) -> list[Check]:
 
 
 def operations_checks(
-    lag: Lag | None, orphans: OrphanCount, default_rows: Mapping[str, int]
+    lag: Lag | None,
+    orphans: OrphanCount,
+    default_rows: Mapping[str, int],
+    taken: Intake,
 ) -> tuple[Check, ...]:
     """Make the checks of the service as a whole."""
     misplaced = sum(default_rows.values())
@@ -90,6 +124,13 @@ def operations_checks(
     return (
         _lag_check(lag, timedelta(0)),
         _orphan_check(orphans),
+        Check(
+            title="Repeated events",
+            subject="today and yesterday",
+            result=_if_enough(
+                health.duplicates(taken.known, taken.received), taken.received
+            ),
+        ),
         Check(title="Partitions", subject=None, result=partitions),
     )
 
@@ -111,6 +152,73 @@ def _fallback_checks(exposures: Mapping[str, ExposureCount]) -> list[Check]:
         )
         for variant, each in sorted(exposures.items())
     ]
+
+
+def _bot_checks(activity: Activity) -> list[Check]:
+    """Look for units with absurdly many exposures, and with absurdly many actions."""
+    return [
+        Check(title=title, subject=None, result=_bots(cells, what))
+        for title, cells, what in (
+            ("Units with too many exposures", activity.exposures, "exposures"),
+            ("Units with too many interactions", activity.acts, "interactions"),
+        )
+    ]
+
+
+def _bots(cells: Sequence[tuple[str, int, int]], what: str) -> HealthCheck:
+    busy: Counter[int] = Counter()
+    for _, number, units in cells:
+        if number > 0:
+            busy[number] += units
+    if busy.total() < MINIMUM_TO_JUDGE:
+        message = (
+            f"Only {busy.total()} units have {what}, {MINIMUM_TO_JUDGE} are needed."
+        )
+        return health.nothing("bots", None, message)
+    bound = absurd_above(_quantile(busy, 0.25), _quantile(busy, 0.75))
+    events: Counter[str] = Counter()
+    absurd_units: Counter[str] = Counter()
+    absurd_events: Counter[str] = Counter()
+    for variant, number, units in cells:
+        events[variant] += number * units
+        if number > bound:
+            absurd_units[variant] += units
+            absurd_events[variant] += number * units
+    return bots(absurd_units, absurd_events, events, bound=bound, what=what)
+
+
+def _quantile(units: Counter[int], share: float) -> int:
+    """Return the smallest number that a share of the units do not exceed."""
+    left = share * units.total()
+    for number in sorted(units):
+        left -= units[number]
+        if left <= 0:
+            return number
+    return max(units)
+
+
+def _view_checks(traffic: Traffic) -> list[Check]:
+    """Compare the share of units that viewed; none where no view is ever sent."""
+    if not any(each.viewed for each in traffic.units.values()):
+        return []
+    viewed: dict[tuple[int, str | None], dict[str, float]] = {}
+    units: dict[tuple[int, str | None], dict[str, float]] = {}
+    for cell, each in traffic.units.items():
+        entry = (cell.epoch, cell.segment)
+        viewed.setdefault(entry, {})[cell.variant] = each.viewed
+        units.setdefault(entry, {})[cell.variant] = each.units
+    result = missing_views(list(viewed.values()), list(units.values()))
+    return [Check(title="Views by variant", subject=None, result=result)]
+
+
+def _late_check(late: LateCount) -> Check:
+    """Warn only: once they have come, late events count like all others."""
+    check = late_events(late.late, late.interactions, failed_above=1.0)
+    return Check(
+        title="Late events",
+        subject="latest exposures with a closed window",
+        result=_if_enough(check, late.interactions),
+    )
 
 
 def _orphan_check(orphans: OrphanCount) -> Check:

@@ -13,7 +13,12 @@ from experiment_service.reporting.values import (
     SegmentReport,
     VariantFacts,
 )
-from experiment_service.storage.counts import ExposureCount, UnitCell, UnitCount
+from experiment_service.storage.counts import (
+    Activity,
+    ExposureCount,
+    UnitCell,
+    UnitCount,
+)
 from experiment_service.storage.experiments import AuditEntry, Reallocation
 
 
@@ -24,7 +29,7 @@ class Traffic:
     epochs: Sequence[Epoch]
     units: Mapping[UnitCell, UnitCount]
     exposures: Mapping[str, ExposureCount]
-    interactions: Mapping[str, int]
+    activity: Activity
     looks: Sequence[Reallocation]
     decision: AuditEntry | None = None
 
@@ -52,7 +57,7 @@ def facts_of(experiment: Experiment, traffic: Traffic, *, as_of: datetime) -> Fa
         variants=tuple(_variant(each, traffic) for each in declaration.variants),
         units=sum(each.units for each in traffic.units.values()),
         crossed=sum(each.crossed for each in traffic.units.values()),
-        interactions=traffic.interactions,
+        interactions=traffic.activity.interactions,
         last_exposure_at=max(seen, default=None),
         decision=_decision(traffic.decision),
     )

@@ -4,12 +4,25 @@ Weights that never moved get the methods of `estimate` and `sequential`. Once th
 moved, as in any bandit, variants are compared by `adaptive` over epochs.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from datetime import datetime
+from dataclasses import dataclass, replace
+from datetime import date, datetime
+from typing import Any, TypeVar
 
 from experiment_service.analysis import adaptive, estimate, guardrail, sequential
+from experiment_service.analysis.adjustment import (
+    Adjustment,
+    CovariateEpoch,
+    CovariateMoments,
+    adjust,
+)
 from experiment_service.analysis.beliefs import belief
+from experiment_service.analysis.contrasts import (
+    Contrast,
+    plain_contrast,
+    weighted_contrast,
+)
 from experiment_service.analysis.interval import Estimate, Interval, Withheld
 from experiment_service.analysis.moments import EpochMoments, Moments
 from experiment_service.analysis.scores import weigh
@@ -23,14 +36,14 @@ from experiment_service.reporting.values import (
     SeriesPoint,
     VariantResult,
 )
-from experiment_service.storage.reads import MetricCells
+from experiment_service.storage.reads import Cell, MetricCells
 
 #: Where any-time intervals of means, ratios and differences are narrowest: units of the
 #: two variants together. Fixed for all experiments, so never chosen from data; 10 times
 #: as many or as few units cost about a fifth of the width.
 PLANNED_UNITS = 20_000.0
 
-_AtLevel = Callable[[float], Estimate]
+AtLevel = Callable[[float], Estimate]
 
 _MOVED = Withheld(
     reason="The weights moved, so an interval for one planned look does not hold for a "
@@ -41,19 +54,105 @@ _NO_LIFT_SEQUENCE = Withheld(
 )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricData:
+    """A metric by epoch and variant, with what units did before if that is used.
+
+    Attributes
+    ----------
+    epochs : sequence of EpochMoments
+        In the order of time.
+    before : sequence of CovariateEpoch
+        The same with the covariate; empty when comparisons are not adjusted.
+    """
+
+    kind: MetricKind
+    epochs: Sequence[EpochMoments]
+    before: Sequence[CovariateEpoch] = ()
+
+    @property
+    def moved(self) -> bool:
+        """Whether units came under more than one allocation."""
+        return weights_moved(self.epochs)
+
+    def pooled(self, variant: str) -> Moments:
+        """Add up the moments of a variant."""
+        return _pooled(self.epochs, variant)
+
+    def compared(
+        self, variant: str, control: str, *, for_lift: bool = False
+    ) -> tuple["MetricData", Adjustment | Withheld | None]:
+        """Return what two variants are to be compared by, adjusted if it can be."""
+        if not self.before:
+            return self, None
+        adjusted = adjust(
+            self.before,
+            kind=self.kind,
+            treatment=variant,
+            control=control,
+            for_lift=for_lift,
+        )
+        if isinstance(adjusted, Withheld):
+            return self, adjusted
+        return MetricData(kind=adjusted.kind, epochs=adjusted.epochs), adjusted
+
+
+def metric_data(
+    metric: Metric, cells: MetricCells, epochs: Sequence[Epoch]
+) -> MetricData:
+    """Pool the days of each epoch that has units, in the order of time.
+
+    With segments each of them is an entry of its own, as its weights are.
+    """
+    by_number = {epoch.number: epoch for epoch in epochs}
+    moments = _by_epoch(cells.moments, Moments.zero())
+    before = _by_epoch(cells.covariates, CovariateMoments.zero())
+    return MetricData(
+        kind=metric.kind,
+        epochs=[
+            EpochMoments(
+                weights=by_number[number].weights_of(segment),
+                moments=by_variant,
+                segment=segment,
+            )
+            for (number, segment), by_variant in moments.items()
+        ],
+        before=[
+            CovariateEpoch(
+                weights=by_number[number].weights_of(segment),
+                cells=by_variant,
+                segment=segment,
+            )
+            for (number, segment), by_variant in before.items()
+        ],
+    )
+
+
+_Sums = TypeVar("_Sums", Moments, CovariateMoments)
+
+
+def _by_epoch(
+    cells: Mapping[Cell, _Sums], nothing: _Sums
+) -> dict[tuple[int, str | None], dict[str, _Sums]]:
+    pooled: dict[tuple[int, str | None], dict[str, _Sums]] = {}
+    for cell, sums in cells.items():
+        entry = pooled.setdefault((cell.epoch, cell.segment), {})
+        entry[cell.variant] = entry.get(cell.variant, nothing) + sums
+    return dict(sorted(pooled.items(), key=lambda each: (each[0][0], each[0][1] or "")))
+
+
 def metric_report(
     experiment: Experiment,
     metric: Metric,
     cells: MetricCells,
-    epochs: Sequence[Epoch],
+    data: MetricData,
     *,
     level: float,
 ) -> MetricReport:
     """Estimate a metric for every variant, and compare each to the control."""
     declaration = experiment.declaration
+    control = declaration.control.key
     pooled = pooled_moments(experiment, cells)
-    by_epoch = epoch_moments(cells, epochs)
-    moved = weights_moved(by_epoch)
     margin = declaration.guardrails.get(metric.name)
     return MetricReport(
         name=metric.name,
@@ -68,7 +167,7 @@ def metric_report(
                 units=int(moments.n),
                 open_units=cells.open_units.get(variant, 0),
                 planned=_MOVED
-                if moved and moments.n
+                if data.moved and moments.n
                 else estimate.arm(metric.kind, moments, level=level),
                 any_time=sequential.arm_sequence(
                     metric.kind, moments, level=level, planned_units=PLANNED_UNITS / 2
@@ -78,17 +177,15 @@ def metric_report(
         ),
         comparisons=tuple(
             _guarded(
-                _comparison(
-                    metric, (variant, declaration.control.key), pooled, by_epoch, level
-                ),
+                _comparison(metric, (variant, control), data, level),
                 metric,
-                declaration.control.key,
-                by_epoch,
+                control,
+                data.epochs,
                 margin=margin,
                 level=level,
             )
             for variant in pooled
-            if variant != declaration.control.key
+            if variant != control
         ),
     )
 
@@ -103,26 +200,10 @@ def pooled_moments(experiment: Experiment, cells: MetricCells) -> dict[str, Mome
     return pooled
 
 
-def epoch_moments(cells: MetricCells, epochs: Sequence[Epoch]) -> list[EpochMoments]:
-    """Pool the days of each epoch that has units, in the order of time.
-
-    With segments each of them is an entry of its own, as its weights are.
-    """
-    by_number = {epoch.number: epoch for epoch in epochs}
-    pooled: dict[tuple[int, str | None], dict[str, Moments]] = {}
-    for cell, moments in cells.moments.items():
-        entry = pooled.setdefault((cell.epoch, cell.segment), {})
-        entry[cell.variant] = entry.get(cell.variant, Moments.zero()) + moments
-    return [
-        EpochMoments(
-            weights=by_number[number].weights_of(segment),
-            moments=pooled[number, segment],
-            segment=segment,
-        )
-        for number, segment in sorted(
-            pooled, key=lambda entry: (entry[0], entry[1] or "")
-        )
-    ]
+def _pooled(epochs: Sequence[EpochMoments], variant: str) -> Moments:
+    return sum(
+        (each.moments.get(variant, Moments.zero()) for each in epochs), Moments.zero()
+    )
 
 
 def weights_moved(epochs: Sequence[EpochMoments]) -> bool:
@@ -131,13 +212,15 @@ def weights_moved(epochs: Sequence[EpochMoments]) -> bool:
 
 
 def differences(
-    kind: MetricKind, variant: str, control: str, epochs: Sequence[EpochMoments]
-) -> tuple[_AtLevel, _AtLevel]:
+    data: MetricData, variant: str, control: str
+) -> tuple[AtLevel, AtLevel]:
     """Return the interval for variant - control as a function of the level.
 
     The first holds for one look at a planned end, the second at every look.
     """
-    if weights_moved(epochs):
+    used, adjustment = data.compared(variant, control)
+    kind, epochs = used.kind, used.epochs
+    if used.moved:
         pair = weigh(
             epochs,
             kind=kind,
@@ -145,64 +228,127 @@ def differences(
             control=control,
             minimum_effective_sample_size=adaptive.MINIMUM_EFFECTIVE_SAMPLE_SIZE,
         )
-        return (
-            lambda level: adaptive.contrast_of(pair, kind=kind, level=level),
-            lambda level: adaptive.sequence_of(
-                pair, planned_units=PLANNED_UNITS, level=level
+        planned, any_time = (
+            functools.partial(adaptive.contrast_of, pair, kind=kind),
+            functools.partial(adaptive.sequence_of, pair, planned_units=PLANNED_UNITS),
+        )
+    else:
+        both = [used.pooled(key) for key in (variant, control)]
+        planned, any_time = (
+            functools.partial(estimate.difference, kind, *both),
+            functools.partial(
+                sequential.difference_sequence,
+                kind,
+                *both,
+                planned_units=PLANNED_UNITS,
             ),
         )
-    treated, controlled = (
-        sum((each.moments.get(key, Moments.zero()) for each in epochs), Moments.zero())
-        for key in (variant, control)
-    )
+    return _named(planned, adjustment), _named(any_time, adjustment)
+
+
+def _named(
+    interval: Callable[..., Estimate], adjustment: Adjustment | Withheld | None
+) -> AtLevel:
+    """Have intervals of adjusted moments say so."""
+
+    def at_level(level: float) -> Estimate:
+        found = interval(level=level)
+        if isinstance(found, Interval) and isinstance(adjustment, Adjustment):
+            return replace(found, method=f"CUPED, {found.method}")
+        return found
+
+    return at_level
+
+
+def _lifts(data: MetricData, variant: str, control: str) -> tuple[AtLevel, AtLevel]:
+    """Return the intervals for variant / control - 1, as `differences`."""
+    used, adjustment = data.compared(variant, control, for_lift=True)
+    kind = used.kind
+    if used.moved:
+        planned = functools.partial(
+            adaptive.contrast_lift,
+            used.epochs,
+            kind=kind,
+            treatment=variant,
+            control=control,
+        )
+        return _named(planned, adjustment), lambda _: _NO_LIFT_SEQUENCE
+    both = [used.pooled(key) for key in (variant, control)]
     return (
-        lambda level: estimate.difference(kind, treated, controlled, level=level),
-        lambda level: sequential.difference_sequence(
-            kind, treated, controlled, level=level, planned_units=PLANNED_UNITS
+        _named(functools.partial(estimate.lift, kind, *both), adjustment),
+        _named(
+            functools.partial(
+                sequential.lift_sequence, kind, *both, planned_units=PLANNED_UNITS
+            ),
+            adjustment,
         ),
     )
 
 
 def _comparison(
-    metric: Metric,
-    pair: tuple[str, str],
-    pooled: Mapping[str, Moments],
-    epochs: Sequence[EpochMoments],
-    level: float,
+    metric: Metric, pair: tuple[str, str], data: MetricData, level: float
 ) -> Comparison:
-    variant, control = pair
-    planned, any_time = differences(metric.kind, variant, control, epochs)
-    treated, controlled = pooled[variant], pooled[control]
+    planned, any_time = differences(data, *pair)
+    lift_planned, lift_any_time = _lifts(data, *pair)
+    used, adjustment = data.compared(*pair)
     p_values = [p_value(each) for each in (planned, any_time)]
-    if weights_moved(epochs):
-        lift_planned = adaptive.contrast_lift(
-            epochs,
-            kind=metric.kind,
-            treatment=variant,
-            control=control,
-            level=level,
-        )
-        lift_any_time: Estimate = _NO_LIFT_SEQUENCE
-    else:
-        lift_planned = estimate.lift(metric.kind, treated, controlled, level=level)
-        lift_any_time = sequential.lift_sequence(
-            metric.kind, treated, controlled, level=level, planned_units=PLANNED_UNITS
-        )
     return Comparison(
-        variant=variant,
+        variant=pair[0],
         planned=planned(level),
         any_time=any_time(level),
-        lift_planned=lift_planned,
-        lift_any_time=lift_any_time,
+        lift_planned=lift_planned(level),
+        lift_any_time=lift_any_time(level),
         p_planned=None if isinstance(p_values[0], Withheld) else p_values[0],
         p_any_time=None if isinstance(p_values[1], Withheld) else p_values[1],
+        variance_removed=adjustment.variance_reduction
+        if isinstance(adjustment, Adjustment)
+        else adjustment,
         belief=belief(
-            metric.kind,
-            treated,
-            controlled,
+            used.kind,
+            *(used.pooled(key) for key in pair),
             lower_is_better=metric.direction == "lower",
         ),
     )
+
+
+def daily_effects(
+    experiment: Experiment,
+    kind: MetricKind,
+    cells: MetricCells,
+    epochs: Sequence[Epoch],
+) -> dict[str, dict[float, Contrast | Withheld]]:
+    """Return each variant's difference to the control, by day since the first one."""
+    by_number = {epoch.number: epoch for epoch in epochs}
+    days: dict[date, dict[Cell, Moments]] = {}
+    for cell, moments in cells.moments.items():
+        days.setdefault(cell.day, {})[cell] = moments
+    control = experiment.declaration.control.key
+    effects: dict[str, dict[float, Contrast | Withheld]] = {
+        variant.key: {}
+        for variant in experiment.declaration.variants
+        if not variant.control
+    }
+    for day, of_day in sorted(days.items()):
+        by_epoch = [
+            EpochMoments(
+                weights=by_number[number].weights_of(segment),
+                moments=moments,
+                segment=segment,
+            )
+            for (number, segment), moments in _by_epoch(of_day, Moments.zero()).items()
+        ]
+        for variant, by_day in effects.items():
+            by_day[(day - min(days)).days] = contrast(kind, by_epoch, variant, control)
+    return effects
+
+
+def contrast(
+    kind: MetricKind, epochs: Sequence[EpochMoments], variant: str, control: str
+) -> Contrast | Withheld:
+    """Return variant - control with its variance, to be set beside others."""
+    if weights_moved(epochs):
+        return weighted_contrast(epochs, kind=kind, treatment=variant, control=control)
+    return plain_contrast(kind, _pooled(epochs, variant), _pooled(epochs, control))
 
 
 def _guarded(
@@ -233,36 +379,33 @@ def _guarded(
 
 
 def with_corrections(reports: Sequence[MetricReport]) -> tuple[MetricReport, ...]:
-    """Correct p-values for being many: all variants and metrics are one family."""
-    corrections = {
-        name: corrected(
-            {
-                (report.name, each.variant): value
-                for report in reports
-                for each in report.comparisons
-                if (value := getattr(each, name)) is not None
-            },
-            "holm",
-        )
-        for name in ("p_planned", "p_any_time")
+    """Correct p-values for being many: all comparisons of the reports are one family."""
+    found: dict[tuple[int, str], dict[str, Any]] = {
+        (number, each.variant): {}
+        for number, report in enumerate(reports)
+        for each in report.comparisons
     }
+    for look in ("planned", "any_time"):
+        p_values = {
+            (number, each.variant): value
+            for number, report in enumerate(reports)
+            for each in report.comparisons
+            if (value := getattr(each, f"p_{look}")) is not None
+        }
+        holm = corrected(p_values, "holm")
+        discovery = corrected(p_values, "benjamini_hochberg")
+        for key, fields in found.items():
+            fields[f"corrected_{look}"] = holm.get(key)
+            fields[f"discovery_{look}"] = discovery.get(key)
     return tuple(
         replace(
             report,
             comparisons=tuple(
-                replace(
-                    each,
-                    corrected_planned=corrections["p_planned"].get(
-                        (report.name, each.variant)
-                    ),
-                    corrected_any_time=corrections["p_any_time"].get(
-                        (report.name, each.variant)
-                    ),
-                )
+                replace(each, **found[number, each.variant])
                 for each in report.comparisons
             ),
         )
-        for report in reports
+        for number, report in enumerate(reports)
     )
 
 

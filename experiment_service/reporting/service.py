@@ -11,11 +11,13 @@ from experiment_service.reporting.build import (
     overview,
 )
 from experiment_service.reporting.planning import Baseline, read_baseline
+from experiment_service.reporting.segments import build_segments
 from experiment_service.reporting.values import (
     ListedExperiment,
     Operations,
     OverviewRow,
     Report,
+    SegmentsReport,
 )
 from experiment_service.storage import database
 
@@ -81,6 +83,19 @@ class Reports:
         """
         with database.transaction(self._engine) as connection:
             return build_report(connection, key, as_of=as_of)
+
+    def segments(self, key: str, *, as_of: datetime) -> SegmentsReport:
+        """Return the reward of an experiment by the attributes of its units.
+
+        Raises
+        ------
+        NotFound
+            Lists the experiments that exist.
+        Unavailable
+            When the database does not answer.
+        """
+        with database.transaction(self._engine) as connection:
+            return build_segments(connection, key, as_of=as_of)
 
     def operations(self, *, as_of: datetime) -> Operations:
         """Say how the service as a whole is doing.

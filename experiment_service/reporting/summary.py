@@ -15,11 +15,10 @@ import math
 from collections.abc import Mapping, Sequence
 
 from experiment_service.analysis.interval import Estimate, Interval, Withheld
-from experiment_service.analysis.moments import EpochMoments
 from experiment_service.analysis.sequential import MINIMUM_UNITS
 from experiment_service.domain.experiment import ExperimentState
 from experiment_service.domain.metric import MetricKind
-from experiment_service.reporting.metrics import differences
+from experiment_service.reporting.metrics import MetricData, differences
 from experiment_service.reporting.values import Check, Facts, MetricReport, Summary
 
 
@@ -27,7 +26,7 @@ def summarise(
     facts: Facts,
     checks: Sequence[Check],
     metrics: Sequence[MetricReport],
-    epochs: Sequence[EpochMoments],
+    rewards: MetricData,
     *,
     level: float,
 ) -> Summary:
@@ -44,7 +43,7 @@ def summarise(
     count = len(reward.comparisons)
     corrected_level = 1 - (1 - level) / count
     estimates = {
-        each.variant: differences(reward.kind, each.variant, facts.control, epochs)[1](
+        each.variant: differences(rewards, each.variant, facts.control)[1](
             corrected_level
         )
         for each in reward.comparisons

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from experiment_service.analysis import guardrail as guardrails
 from experiment_service.analysis.beliefs import Belief
 from experiment_service.analysis.health import HealthCheck
+from experiment_service.analysis.heterogeneity import Heterogeneity
 from experiment_service.analysis.interval import Estimate, Interval, Withheld
 from experiment_service.domain.experiment import (
     ExperimentKind,
@@ -99,9 +100,17 @@ class Comparison:
         Smallest alpha at which the interval of level 1 - alpha excludes 0; None when
         it is withheld.
     corrected_planned, corrected_any_time : float or None
-        The same by Holm's method over all variants and metrics of the report.
+        The same by Holm's method over all variants and metrics of the report: the chance
+        of any false finding among them is bounded.
+    discovery_planned, discovery_any_time : float or None
+        The same by the method of Benjamini and Hochberg: the expected share of false
+        findings among those found is bounded.
     guardrail : str or None
         Of a guardrail metric: held, breached or open; see `analysis.guardrail`.
+    variance_removed : float, Withheld or None
+        Share of the variance of the difference that adjusting by earlier behaviour
+        (CUPED) took away; withheld with the reason when it could not be adjusted, None
+        when the experiment does not ask for it.
     belief : Belief or None
         Chance to be better and expected loss; None without units or spread.
     """
@@ -115,7 +124,10 @@ class Comparison:
     p_any_time: float | None = None
     corrected_planned: float | None = None
     corrected_any_time: float | None = None
+    discovery_planned: float | None = None
+    discovery_any_time: float | None = None
     guardrail: guardrails.Verdict | None = None
+    variance_removed: float | Withheld | None = None
     belief: Belief | None = None
 
 
@@ -367,6 +379,67 @@ class Report:
         """
         document = plain(self)
         return dict(document)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class LevelReport:
+    """The reward of units with one value of an attribute.
+
+    Attributes
+    ----------
+    report : MetricReport
+        P-values are corrected over all levels of the attribute and all variants.
+    """
+
+    level: str
+    report: MetricReport
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class EffectsDiffer:
+    """Whether a variant's effect differs between the levels of an attribute.
+
+    Attributes
+    ----------
+    test : Heterogeneity or Withheld
+    corrected : float or None
+        Its p-value, by Holm's method over all attributes and variants; None when it is
+        withheld.
+    """
+
+    variant: str
+    test: Heterogeneity | Withheld
+    corrected: float | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class AttributeReport:
+    """An experiment's reward by the levels of an attribute, the largest first."""
+
+    attribute: str
+    levels: tuple[LevelReport, ...]
+    differ: tuple[EffectsDiffer, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class SegmentsReport:
+    """The reward by every attribute that exposures carry.
+
+    Attributes
+    ----------
+    left_out : tuple of str
+        Attributes beyond the number that is looked at.
+    """
+
+    as_of: datetime
+    level: float
+    metric: str
+    attributes: tuple[AttributeReport, ...]
+    left_out: tuple[str, ...]
+
+    def to_document(self) -> dict[str, Any]:
+        """Return the report as a JSON document, as `Report.to_document`."""
+        return dict(plain(self))
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,8 +4,11 @@ Cheap enough for a dashboard that asks every few seconds: what looks at raw even
 at the latest ones only.
 """
 
+import functools
+import operator
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime
 from typing import NamedTuple
 from uuid import UUID
 
@@ -34,11 +37,14 @@ class UnitCount:
     ----------
     units : int
         All of them, also those whose window is open.
+    viewed : int
+        Those that viewed a carousel.
     crossed : int
         Those that were seen in another variant too, so that no metric counts them.
     """
 
     units: int
+    viewed: int
     crossed: int
 
 
@@ -85,6 +91,40 @@ class MinuteCount:
     interactions: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Activity:
+    """What counts for an experiment, and how many units did how much.
+
+    Attributes
+    ----------
+    interactions : mapping of str to int
+        By kind.
+    exposures, acts : sequence of (str, int, int)
+        Variant, number of exposures (of interactions other than views), and units that
+        had as many; a pair of variant and number may come more than once.
+    """
+
+    interactions: Mapping[str, int]
+    exposures: Sequence[tuple[str, int, int]]
+    acts: Sequence[tuple[str, int, int]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LateCount:
+    """Interactions within their window, and those recorded after it had closed."""
+
+    interactions: int
+    late: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Intake:
+    """Events that came in, and those of them that were there already."""
+
+    received: int
+    known: int
+
+
 class UnitCell(NamedTuple):
     """Where units are counted: by their first exposure."""
 
@@ -103,6 +143,7 @@ def unit_counts(
         select(
             *cell,
             func.count().label("units"),
+            func.count(unit.c.viewed_at).label("viewed"),
             func.count().filter(unit.c.crossed_at <= cutoff).label("crossed"),
         )
         .where(unit.c.experiment_id == experiment.id, unit.c.first_at <= cutoff)
@@ -110,7 +151,7 @@ def unit_counts(
     )
     return {
         UnitCell(row.epoch, row.segment, row.variant): UnitCount(
-            units=row.units, crossed=row.crossed
+            units=row.units, viewed=row.viewed, crossed=row.crossed
         )
         for row in rows
     }
@@ -139,18 +180,77 @@ def exposure_counts(
     }
 
 
-def interaction_counts(
-    connection: Connection, experiment: Experiment
-) -> dict[str, int]:
-    """Return how many interactions of each kind count for an experiment."""
-    done = schema.unit_outcome
-    rows = connection.execute(
-        select(done.c.kind, func.sum(done.c.count))
-        .where(done.c.experiment_id == experiment.id)
-        .group_by(done.c.kind)
-        .order_by(done.c.kind)
+def activity(connection: Connection, experiment: Experiment) -> Activity:
+    """Return how many interactions count for an experiment, and how busy units are."""
+    unit = schema.unit_of_analysis
+    kinds = schema.SUMMARISED_KINDS
+    done = {kind: func.coalesce(unit.c[f"{kind}_count"], 0) for kind in kinds}
+    acts = functools.reduce(
+        operator.add, (done[kind] for kind in kinds if kind != "viewed")
     )
-    return {kind: int(count) for kind, count in rows}
+    cell = (unit.c.variant, unit.c.exposures, acts.label("acts"))
+    rows = connection.execute(
+        select(
+            *cell,
+            func.count().label("units"),
+            *(func.sum(count).label(kind) for kind, count in done.items()),
+        )
+        .where(unit.c.experiment_id == experiment.id)
+        .group_by(*cell)
+    ).all()
+    totals = {kind: sum(getattr(row, kind) for row in rows) for kind in kinds}
+    return Activity(
+        interactions={kind: count for kind, count in sorted(totals.items()) if count},
+        exposures=[(row.variant, row.exposures, row.units) for row in rows],
+        acts=[(row.variant, row.acts, row.units) for row in rows],
+    )
+
+
+def late_count(
+    connection: Connection, experiment: Experiment, *, as_of: datetime
+) -> LateCount:
+    """Count interactions recorded after their window had closed.
+
+    On the latest 1,000 exposures whose window closed a window ago or longer: of what
+    came later than that, nothing is seen.
+    """
+    window = experiment.declaration.attribution_window
+    made, done = schema.exposure, schema.interaction
+    latest = (
+        select(made.c.id, made.c.exposed_at)
+        .where(
+            made.c.experiment_id == experiment.id,
+            made.c.exposed_at <= as_of - 2 * window,
+        )
+        .order_by(made.c.exposed_at.desc())
+        .limit(_LATEST_EXPOSURES)
+        .cte("latest")
+    )
+    ids = func.array(select(latest.c.id).scalar_subquery())
+    closes_at = latest.c.exposed_at + window
+    row = connection.execute(
+        select(
+            func.count().label("interactions"),
+            func.count().filter(done.c.recorded_at > closes_at).label("late"),
+        )
+        .select_from(done.join(latest, latest.c.id == done.c.exposure_id))
+        .where(
+            done.c.exposure_id == func.any(ids),
+            done.c.occurred_at.between(latest.c.exposed_at, closes_at),
+        )
+    ).one()
+    return LateCount(interactions=row.interactions, late=row.late)
+
+
+def intake(connection: Connection, *, since: date) -> Intake:
+    """Return how many events were recorded from a day on, and how many were known."""
+    row = connection.execute(
+        select(
+            func.coalesce(func.sum(schema.intake.c.received), 0).label("received"),
+            func.coalesce(func.sum(schema.intake.c.known), 0).label("known"),
+        ).where(schema.intake.c.day >= since)
+    ).one()
+    return Intake(received=int(row.received), known=int(row.known))
 
 
 def recording_lag(

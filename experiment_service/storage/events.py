@@ -151,6 +151,10 @@ def store_events(
         )
         if counts.exposures:
             _add_unit_exposures(connection, _new_exposure, literal(now))
+        received = len(exposures) + len(interactions)
+        _add_intake(
+            connection, now, received, received - counts.exposures - counts.interactions
+        )
         _add_history(connection, _new_actions())
         summarise_units(connection, touched_unit)
         return counts
@@ -162,6 +166,22 @@ def lock_events(connection: Connection) -> None:
     An exposure and its interaction in two transactions at once would miss each other.
     """
     lock_for_transaction(connection, "events")
+
+
+def _add_intake(
+    connection: Connection, now: datetime, received: int, known: int
+) -> None:
+    target = schema.intake
+    adding = insert(target).values(day=now.date(), received=received, known=known)
+    connection.execute(
+        adding.on_conflict_do_update(
+            constraint=target.primary_key,
+            set_={
+                "received": target.c.received + adding.excluded.received,
+                "known": target.c.known + adding.excluded.known,
+            },
+        )
+    )
 
 
 @contextmanager

@@ -6,7 +6,7 @@ The sums are made in the database, as the metric's declaration says, in one pass
 
 import functools
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from typing import Any, NamedTuple
@@ -33,6 +33,7 @@ from sqlalchemy import (
     text,
 )
 
+from experiment_service.analysis.adjustment import CovariateMoments
 from experiment_service.analysis.moments import Moments
 from experiment_service.domain.experiment import Experiment, ExperimentKind
 from experiment_service.domain.metric import Metric, MetricKind
@@ -56,6 +57,12 @@ class Cell(NamedTuple):
     day: date
 
 
+#: Level of an attribute that a unit's first exposure lacks.
+MISSING = "-"
+#: Level of all units that are in none of the largest ones.
+OTHER_LEVELS = "other levels"
+_UNITS_LOOKED_AT = 10_000
+
 #: Age in half-lives beyond which a reward counts the same: for nothing.
 _OLDEST = 1000.0
 
@@ -74,11 +81,14 @@ class MetricCells:
         Units per variant that do not count yet, as their window is still open.
     series : mapping of str to sequence of Moments
         Per variant and span, if spans were asked for; each sums to `moments`.
+    covariates : mapping of Cell to CovariateMoments
+        As `moments`, with what units did before, if the experiment adjusts by it.
     """
 
     moments: Mapping[Cell, Moments]
     open_units: Mapping[str, int]
     series: Mapping[str, Sequence[Moments]] = field(default_factory=dict)
+    covariates: Mapping[Cell, CovariateMoments] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,6 +184,62 @@ def moments_by_metric(
     }
 
 
+def attributes_logged(connection: Connection, experiment: Experiment) -> list[str]:
+    """Name the attributes that exposures carry, from the first 10,000 units found."""
+    unit = schema.unit_of_analysis
+    some = (
+        select(unit.c.context)
+        .where(unit.c.experiment_id == experiment.id)
+        .limit(_UNITS_LOOKED_AT)
+        .subquery("some")
+    )
+    name = func.jsonb_object_keys(some.c.context).label("name")
+    return list(connection.execute(select(name).distinct().order_by(name)).scalars())
+
+
+def moments_by_level(
+    connection: Connection,
+    experiment: Experiment,
+    metric: Metric,
+    *,
+    attribute: str,
+    most: int,
+    cutoff: datetime,
+) -> dict[str, MetricCells]:
+    """Return what `moments_by_metric` returns, by an attribute of the first exposure.
+
+    Parameters
+    ----------
+    attribute : str
+        Its values are the levels; a unit without it is in level "-".
+    most : int
+        Levels with the most units that are kept; the rest together is "other levels".
+    """
+    units = units_of_analysis(experiment, [metric], cutoff=cutoff)
+    value = value_of_unit(experiment, metric, units, cutoff=cutoff)
+    given = func.coalesce(units.c.context.op("->>")(attribute), MISSING)
+    level = given.label("level")
+    largest = connection.execute(
+        select(level)
+        .group_by(level)
+        .order_by(func.count().desc(), level)
+        .limit(most + 1)
+    ).scalars()
+    kept = list(largest)
+    if len(kept) > most:
+        kept = kept[:most]
+        level = case((given.in_(kept), given), else_=OTHER_LEVELS).label("level")
+    day = cast(func.timezone("UTC", units.c.first_at), Date).label("day")
+    cell = (level, units.c.variant, units.c.epoch, units.c.segment, day)
+    query = select(*cell, *value.sums("m0")).select_from(units).group_by(*cell)
+    rows = _hashed(connection, query)
+    return {
+        name: _cells([row for row in rows if row.level == name], value, "m0", None)
+        for name in [*kept, OTHER_LEVELS]
+        if any(row.level == name for row in rows)
+    }
+
+
 def _hashed(connection: Connection, query: Select[Any]) -> Sequence[Row[Any]]:
     """Run a query that groups many units into few cells, without sorting the units.
 
@@ -191,6 +257,7 @@ def _cells(
     moments: dict[Cell, Moments] = {}
     open_units: dict[str, int] = {}
     series: dict[str, list[Moments]] = {}
+    covariates: dict[Cell, CovariateMoments] = {}
     for row in rows:
         variant = row.variant
         still_open = row._mapping[f"{prefix}_open"]  # noqa: SLF001
@@ -200,10 +267,17 @@ def _cells(
             continue
         cell = Cell(variant, row.epoch, row.segment, row.day)
         moments[cell] = moments[cell] + found if cell in moments else found
+        if value.z is not None:
+            before = value.covariate(row, prefix, found)
+            covariates[cell] = (
+                covariates[cell] + before if cell in covariates else before
+            )
         if spans is not None:
             each = series.setdefault(variant, [Moments.zero()] * spans.count)
             each[row.span - 1] += found
-    return MetricCells(moments=moments, open_units=open_units, series=series)
+    return MetricCells(
+        moments=moments, open_units=open_units, series=series, covariates=covariates
+    )
 
 
 def reward_sums(
@@ -252,7 +326,10 @@ def reward_sums(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnitValue:
-    """A metric of one unit as SQL: when its window closes, whether it counts, y, x."""
+    """A metric of one unit as SQL: when its window closes, whether it counts, y, x.
+
+    And z, the same of the time before its first exposure, where it is used.
+    """
 
     kind: MetricKind
     closes_at: ColumnElement[datetime]
@@ -260,6 +337,7 @@ class UnitValue:
     counts: ColumnElement[bool]
     y: ColumnElement[Any]
     x: ColumnElement[int]
+    z: ColumnElement[float] | None
 
     def sums(self, prefix: str) -> list[ColumnElement[Any]]:
         """Return what the moments of a group of units need, and how many are open.
@@ -278,6 +356,15 @@ class UnitValue:
                 "sum_xx": func.sum(x * x),
                 "sum_xy": func.sum(x * y),
             }
+        if self.z is not None:
+            z = self.z
+            sums |= {
+                "sum_z": func.sum(z),
+                "sum_zz": func.sum(z * z),
+                "sum_yz": func.sum(y * z),
+            }
+            if self.kind == "ratio":
+                sums["sum_xz"] = func.sum(x * z)
         return [
             *(
                 total.filter(self.counts).label(f"{prefix}_{name}")
@@ -288,10 +375,7 @@ class UnitValue:
 
     def moments(self, row: Row[Any], prefix: str) -> Moments:
         """Return the moments of a row that has the sums."""
-
-        def read(name: str) -> float:
-            return float(row._mapping[f"{prefix}_{name}"] or 0)  # noqa: SLF001
-
+        read = functools.partial(_read, row, prefix)
         n, sum_y = read("n"), read("sum_y")
         if self.kind == "proportion":
             return Moments.from_counts(sum_y, n)
@@ -300,6 +384,23 @@ class UnitValue:
                 n=n, sum_y=sum_y, sum_yy=read("sum_yy"), sum_x=n, sum_xx=n, sum_xy=sum_y
             )
         return Moments(**{name: read(name) for name in _SUMS})
+
+    def covariate(
+        self, row: Row[Any], prefix: str, moments: Moments
+    ) -> CovariateMoments:
+        """Return the moments with those of z, of a row that has the sums."""
+        read = functools.partial(_read, row, prefix)
+        return CovariateMoments(
+            moments=moments,
+            sum_z=read("sum_z"),
+            sum_zz=read("sum_zz"),
+            sum_yz=read("sum_yz"),
+            sum_xz=read("sum_xz") if self.kind == "ratio" else read("sum_z"),
+        )
+
+
+def _read(row: Row[Any], prefix: str, name: str) -> float:
+    return float(row._mapping[f"{prefix}_{name}"] or 0)  # noqa: SLF001
 
 
 def value_of_unit(
@@ -323,8 +424,19 @@ def value_of_unit(
         if metric.cap is not None:
             y = func.least(y, metric.cap)
     x = units.c.exposures if metric.kind == "ratio" else literal(1, Integer)
+    z: ColumnElement[float] | None = None
+    if experiment.declaration.cuped:
+        z = cast(units.c[_before(metric)], Float)
+        if metric.cap is not None:
+            z = func.least(z, metric.cap)
     return UnitValue(
-        kind=metric.kind, closes_at=closes_at, closed=closed, counts=counts, y=y, x=x
+        kind=metric.kind,
+        closes_at=closes_at,
+        closed=closed,
+        counts=counts,
+        y=y,
+        x=x,
+        z=z,
     )
 
 
@@ -333,8 +445,8 @@ def units_of_analysis(
 ) -> Subquery:
     """Return units of analysis seen by the cutoff in one variant, with what they did.
 
-    Columns are those of `unit_of_analysis` that say where a unit belongs, and one per
-    metric.
+    Columns are those of `unit_of_analysis` that say where a unit belongs, and two per
+    metric: what it did, and what it had done before.
     """
     unit = schema.unit_of_analysis
     rest = [metric for metric in metrics if not _is_summarised(metric)]
@@ -362,6 +474,7 @@ def units_of_analysis(
             unit.c.last_at,
             unit.c.viewed_at,
             *(columns[metric.name].label(_column(metric)) for metric in metrics),
+            *(_done_before(metric).label(_before(metric)) for metric in metrics),
         )
         .select_from(rows)
         .where(
@@ -383,6 +496,10 @@ def _column(metric: Metric) -> str:
     return f"of {metric.name}"
 
 
+def _before(metric: Metric) -> str:
+    return f"before {metric.name}"
+
+
 def _is_summarised(metric: Metric) -> bool:
     known = set(metric.event_kinds) <= set(schema.SUMMARISED_KINDS)
     return known and metric.positions is None
@@ -390,12 +507,29 @@ def _is_summarised(metric: Metric) -> bool:
 
 def _summarised(metric: Metric) -> ColumnElement[Any]:
     """Return what a unit did of a metric: when first, how often, or of what value."""
-    unit, kinds = schema.unit_of_analysis, metric.event_kinds
+    kinds = metric.event_kinds
     if metric.kind == "proportion":
+        unit = schema.unit_of_analysis
         return func.least(*(unit.c[f"{kind}_at"] for kind in kinds))
-    what = "value" if metric.of == "value" else "count"
-    each = (func.coalesce(unit.c[f"{kind}_{what}"], 0) for kind in kinds)
-    return functools.reduce(operator.add, each)
+    return _added_up(f"{kind}_{_what(metric)}" for kind in kinds)
+
+
+def _done_before(metric: Metric) -> ColumnElement[Any]:
+    """Return how often, or of what value, a unit did a metric's kinds of thing before.
+
+    At any place: where it looked at other times says little of where it looks now.
+    """
+    kinds = [kind for kind in metric.event_kinds if kind in schema.SUMMARISED_KINDS]
+    return _added_up(f"{kind}_{_what(metric)}_before" for kind in kinds)
+
+
+def _what(metric: Metric) -> str:
+    return "value" if metric.of == "value" else "count"
+
+
+def _added_up(names: Iterable[str]) -> ColumnElement[Any]:
+    each = (func.coalesce(schema.unit_of_analysis.c[name], 0) for name in names)
+    return functools.reduce(operator.add, each, literal(0))
 
 
 def _outcomes(experiment: Experiment, metrics: Sequence[Metric]) -> Subquery:

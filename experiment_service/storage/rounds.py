@@ -24,14 +24,13 @@ from experiment_service.domain.experiment import Experiment
 from experiment_service.domain.metric import Metric
 from experiment_service.storage.database import allow_time
 from experiment_service.storage.reads import (
+    MISSING,
     has_segments,
     units_of_analysis,
     value_of_unit,
 )
 
 _BATCH = 50_000
-#: Name of a segment's part when the exposure's context lacks the attribute.
-MISSING = "-"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -232,6 +232,15 @@ unit_outcome = Table(
     PrimaryKeyConstraint("experiment_id", "unit_id", "phase", "kind", "position"),
 )
 
+#: Events that came in on a day (UTC), and those of them that were there already.
+intake = Table(
+    "intake",
+    metadata,
+    Column("day", Date, primary_key=True),
+    Column("received", BigInteger, nullable=False),
+    Column("known", BigInteger, nullable=False),
+)
+
 #: What a unit did on a day (UTC), whatever made it do so: what it did before it was
 #: first shown an experiment is known from here.
 unit_history = Table(

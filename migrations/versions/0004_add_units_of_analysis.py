@@ -1,4 +1,4 @@
-"""Add a row per unit of analysis, and what units did by day.
+"""Add a row per unit of analysis, what units did by day, and what came in by day.
 
 Rows of what is there already are made from outcomes and raw events. Attributes of first
 exposures stay empty; `experiment-service rebuild-outcomes` finds them in the raw events.
@@ -86,6 +86,13 @@ def upgrade() -> None:
     )
     op.alter_column("unit_exposure", "context", server_default=None)
     op.create_table(
+        "intake",
+        sa.Column("day", sa.Date(), nullable=False),
+        sa.Column("received", sa.BigInteger(), nullable=False),
+        sa.Column("known", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("day", name=op.f("pk_intake")),
+    )
+    op.create_table(
         "unit_history",
         sa.Column("unit_id", sa.Text(), nullable=False),
         sa.Column("day", sa.Date(), nullable=False),
@@ -142,4 +149,5 @@ def downgrade() -> None:
     op.drop_index(op.f("ix_unit_of_analysis_unit_id"), table_name="unit_of_analysis")
     op.drop_table("unit_of_analysis")
     op.drop_table("unit_history")
+    op.drop_table("intake")
     op.drop_column("unit_exposure", "context")

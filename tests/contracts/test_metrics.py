@@ -1,7 +1,7 @@
 """Every metric: the moments that SQL makes equal those made by NumPy from raw events."""
 
 from collections import defaultdict
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from uuid import UUID
@@ -12,6 +12,7 @@ from sqlalchemy import create_engine as plain_engine
 from sqlalchemy import text
 from sqlalchemy.engine import make_url
 
+from experiment_service.analysis.adjustment import CovariateMoments
 from experiment_service.analysis.moments import Moments
 from experiment_service.domain.declaration import parse_declaration
 from experiment_service.domain.event import EVENT_KINDS, Exposure, Interaction
@@ -167,6 +168,8 @@ def random_events(experiment_id, mode, rng):
                 exposure = None if named < 0.3 else exposures[-1]
                 late = int(rng.integers(-2, 16))
                 interact(None if named > 0.9 else unit, exposure, hour + late)
+        for days in rng.integers(1, 40, size=rng.poisson(1)):
+            interact(unit, None, hours[0] - 24 * int(days))
     return exposures, interactions
 
 
@@ -184,7 +187,7 @@ def value_by_hand(metric, events, limit):
 
 
 def units_by_hand(mode, exposures, interactions, metric, cutoff):
-    """First exposure, y, x and end of window of each unit that counts.
+    """First exposure, y, x, end of window and z of each unit that counts.
 
     Straight from the definition; knows neither tables nor phases of storage.
     """
@@ -219,8 +222,26 @@ def units_by_hand(mode, exposures, interactions, metric, cutoff):
         events = [event for kind in metric.event_kinds for event in happened[kind]]
         y = value_by_hand(metric, events, first.exposed_at + WINDOW)
         x = len(shown) if metric.kind == "ratio" else 1
-        units.append((first, y, x, ends))
+        z = before_by_hand(metric, exposures, interactions, first)
+        units.append((first, y, x, ends, z))
     return units
+
+
+def before_by_hand(metric, exposures, interactions, first):
+    """What the unit of a first exposure did on the 28 whole days before."""
+    unit_of = {exposure.id: exposure.unit_id for exposure in exposures}
+    before = [
+        event
+        for event in interactions
+        if event.kind in metric.event_kinds
+        and (event.unit_id or unit_of[event.exposure_id]) == first.unit_id
+        and 1 <= (first.exposed_at.date() - event.occurred_at.date()).days <= 28
+    ]
+    if metric.of == "value":
+        z = float(sum(event.value or 0 for event in before))
+    else:
+        z = len(before)
+    return z if metric.cap is None else min(z, metric.cap)
 
 
 def moments_by_hand(*given):
@@ -293,6 +314,24 @@ def test_sql_moments_equal_numpy_moments(stored, name, cutoff):
         assert astuple(found[cell]) == astuple(moments), cell
 
 
+@pytest.mark.parametrize("name", ALL_METRICS)
+def test_sql_covariates_equal_numpy_covariates(stored, name):
+    mode, engine, experiment, exposures, interactions = stored
+    metric, cutoff = ALL_METRICS[name], START + timedelta(hours=120)
+    values = moments_by_hand(mode, exposures, interactions, metric, cutoff)
+    adjusting = replace(
+        experiment, declaration=replace(experiment.declaration, cuped=True)
+    )
+    with transaction(engine) as connection:
+        cells = moments_by_metric(connection, adjusting, [metric], cutoff=cutoff)[name]
+    assert cells.covariates.keys() == cells.moments.keys() == values.keys()
+    for cell, rows in values.items():
+        y, x, z = (np.array([row[i] for row in rows], dtype=float) for i in (0, 1, 3))
+        expected = CovariateMoments.from_arrays(y, z, x)
+        assert astuple(cells.covariates[cell]) == astuple(expected), cell
+    assert any(row[3] for rows in values.values() for row in rows)
+
+
 def test_one_pass_over_all_metrics_gives_the_same_as_one_each(stored):
     _, engine, experiment, _, _ = stored
     cutoff = START + timedelta(hours=60)
@@ -332,7 +371,7 @@ def test_series_adds_up_by_the_time_at_which_windows_closed(stored, name):
             last = number == buckets - 1
             inside = [
                 (y, x)
-                for y, x, ends in rows
+                for y, x, ends, _ in rows
                 if low <= ends and (ends < low + width or last)
             ]
             expected = Moments.zero()
@@ -349,7 +388,7 @@ def test_there_is_something_to_compare(stored):
         )
         rows = [row for cell in values.values() for row in cell]
         assert len(rows) > 30
-        assert len({y for y, _, _ in rows}) > 1
+        assert len({y for y, *_ in rows}) > 1
 
 
 @pytest.mark.parametrize("cutoff", CUTOFFS)
@@ -368,9 +407,7 @@ def test_rounds_are_the_units_that_count(stored, name, cutoff):
             float(y),
             first.context.get("device", "-"),
         )
-        for first, y, _, _ in units_by_hand(
-            mode, exposures, interactions, metric, cutoff
-        )
+        for first, y, *_ in units_by_hand(mode, exposures, interactions, metric, cutoff)
     )
     with transaction(engine) as connection:
         batches = list(
@@ -412,7 +449,7 @@ def test_what_a_policy_learns_from_are_discounted_sums(stored, name, cutoff, hal
     mode, engine, experiment, exposures, interactions = stored
     metric = ALL_METRICS[name]
     expected = defaultdict(lambda: np.zeros(6))
-    for first, y, x, _ in units_by_hand(mode, exposures, interactions, metric, cutoff):
+    for first, y, x, *_ in units_by_hand(mode, exposures, interactions, metric, cutoff):
         age = (cutoff - first.exposed_at).total_seconds()
         worth = 1.0 if half_life is None else 0.5 ** (age / half_life)
         sums = np.array([1, y, y * y, x, x * x, x * y], dtype=float)

@@ -155,7 +155,8 @@ def test_an_experiment_without_events_has_no_moments(connection):
     assert cells[RATE.name].moments == {}
     assert counts.unit_counts(connection, experiment, cutoff=T0) == {}
     assert counts.exposure_counts(connection, experiment) == {}
-    assert counts.interaction_counts(connection, experiment) == {}
+    assert counts.activity(connection, experiment).interactions == {}
+    assert counts.late_count(connection, experiment, as_of=T0).interactions == 0
     assert counts.recording_lag(connection, experiment) is None
     assert counts.events_by_minute(connection, since=T0) == []
 
@@ -209,8 +210,39 @@ def test_exposures_and_interactions_are_counted(connection):
         exposures=2, fallbacks=1, last_at=T0 + HOUR
     )
     assert (found["b"].exposures, found["b"].fallbacks) == (1, 0)
-    kinds = counts.interaction_counts(connection, experiment)
-    assert kinds == {"click": 2, "purchase": 1}
+    activity = counts.activity(connection, experiment)
+    assert activity.interactions == {"click": 2, "purchase": 1}
+    assert sorted(activity.exposures) == [("a", 2, 1), ("b", 1, 1)]
+    assert sorted(activity.acts) == [("a", 2, 1), ("b", 1, 1)]
+
+
+def test_late_interactions_are_those_recorded_after_their_window(connection):
+    experiment = experiment_of(connection)
+    shown = [exposure(experiment, f"u{i}", "a", T0) for i in range(4)]
+    shown.append(exposure(experiment, "new", "a", T0 + 2 * HOUR))
+    clicks = [interaction(each, each.exposed_at + HOUR) for each in shown]
+    clicks.append(interaction(shown[0], T0 + 1.5 * HOUR))
+    store_events(connection, shown, clicks)
+    for recorded_at, chosen in ((T0 + HOUR, clicks[:2]), (T0 + 2 * HOUR, clicks[2:])):
+        connection.execute(
+            text("UPDATE interaction SET recorded_at = :at WHERE id = ANY(:ids)"),
+            {"at": recorded_at, "ids": [each.id for each in chosen]},
+        )
+    found = counts.late_count(connection, experiment, as_of=T0 + 2 * HOUR)
+    assert found == counts.LateCount(interactions=4, late=2)
+
+
+def test_intake_counts_what_came_in_and_what_was_there(connection):
+    experiment = experiment_of(connection)
+    shown = [exposure(experiment, f"u{i}", "a", T0) for i in range(4)]
+    clicks = [interaction(shown[0], T0)]
+    store_events(connection, shown, clicks)
+    store_events(connection, shown[2:], clicks)
+    today = connection.scalar(text("SELECT current_date"))
+    found = counts.intake(connection, since=today)
+    assert found == counts.Intake(received=8, known=3)
+    later = counts.intake(connection, since=today + timedelta(days=1))
+    assert later == counts.Intake(received=0, known=0)
 
 
 def test_recording_lag_is_that_of_the_latest_exposures(connection):

@@ -291,6 +291,9 @@ def seed(connection, *, now, size):
     connection.execute(
         text("UPDATE exposure SET recorded_at = exposed_at + interval '0.8 seconds'")
     )
+    connection.execute(
+        text("UPDATE interaction SET recorded_at = occurred_at + interval '1 second'")
+    )
     names = {each.id: key for key, each in experiments.items()}
     by_key = {key: [] for key in experiments}
     for exposure in exposures:
