@@ -22,6 +22,7 @@ from experiment_service.analysis.interval import (
 )
 from experiment_service.analysis.moments import Moments
 from experiment_service.analysis.proportion import (
+    combine_limits,
     newcombe,
     proportion_lift,
     successes_of,
@@ -120,22 +121,9 @@ def delta(moments: Moments, *, level: float = 0.95) -> Estimate:
     Deng, Knoblich and Lu (2018), Applying the delta method in metric analytics.
     """
     check_level(level)
-    summary = _ratio_summary(moments)
-    if isinstance(summary, Withheld) or summary[1] == 0 or moments.sum_x < 0:
-        return _student_arm(summary, level, "Delta method")
-    n = moments.n
-    top = (moments.mean, moments.variance / n)
-    bottom = (moments.swapped.mean, moments.swapped.variance / n)
-    if bottom[0] >= WEAK * math.sqrt(bottom[1]):
-        return _student_arm(summary, level, "Delta method")
-    return fieller_ratio(
-        top,
-        bottom,
-        (moments.sum_xy - n * top[0] * bottom[0]) / (n - 1) / n,
-        quantile=float(stats.t.isf((1 - level) / 2, n - 1)),
-        level=level,
-        validity=_MANY_UNITS,
-    )
+    if _weak_denominator(moments):
+        return _fieller(moments, level)
+    return _student_arm(_ratio_summary(moments), level, "Delta method")
 
 
 def delta_difference(
@@ -143,10 +131,54 @@ def delta_difference(
 ) -> Estimate:
     """Delta-method interval for a difference of ratios, treatment - control.
 
-    Withheld as `delta`. Satterthwaite's degrees of freedom, as for `welch`.
+    Satterthwaite's degrees of freedom, as for `welch`. When the denominator of either is
+    weak, their limits by `delta` are combined instead. Withheld as `delta`.
+
+    References
+    ----------
+    Zou and Donner (2008), Construction of confidence limits about effect measures: a
+    general approach, for the combination.
     """
-    return _student_difference(
-        _ratio_summary(treatment), _ratio_summary(control), level, "Delta method"
+    check_level(level)
+    if not (_weak_denominator(treatment) or _weak_denominator(control)):
+        return _student_difference(
+            _ratio_summary(treatment), _ratio_summary(control), level, "Delta method"
+        )
+    limits = []
+    for each in (treatment, control):
+        own = delta(each, level=level)
+        if isinstance(own, Withheld):
+            return own
+        limits.append((own.estimate, own.low, own.high))
+    one, other = limits
+    low, high = combine_limits(one, other)
+    return Interval(
+        estimate=one[0] - other[0],
+        low=low,
+        high=high,
+        level=level,
+        method="Fieller, limits combined",
+        validity=_MANY_UNITS,
+    )
+
+
+def _weak_denominator(moments: Moments) -> bool:
+    """Whether the mean of x is above 0, but within `WEAK` standard errors of it."""
+    if moments.n < 2 or moments.sum_x <= 0 or moments.ratio_variance == 0:
+        return False
+    x = moments.swapped
+    return x.mean < WEAK * math.sqrt(x.variance / x.n)
+
+
+def _fieller(moments: Moments, level: float) -> Estimate:
+    n, x = moments.n, moments.swapped
+    return fieller_ratio(
+        (moments.mean, moments.variance / n),
+        (x.mean, x.variance / n),
+        (moments.sum_xy - n * moments.mean * x.mean) / (n - 1) / n,
+        quantile=float(stats.t.isf((1 - level) / 2, n - 1)),
+        level=level,
+        validity=_MANY_UNITS,
     )
 
 

@@ -26,8 +26,9 @@ def fieller_limits(
 
     The values v with (numerator - v denominator)^2 <= quantile^2 var(numerator - v
     denominator). With g = quantile^2 var(denominator) / denominator^2 they are an
-    interval for g < 1. Else they are all values but a stretch: returned is the half line
-    that holds the estimate, the other one being of quotients beyond infinity.
+    interval for g < 1. Else they are all values but a stretch, or all: a lower limit
+    alone is returned when the stretch begins at or below 0, so that of the values above
+    0 only those from there on are left.
 
     Parameters
     ----------
@@ -64,9 +65,7 @@ def fieller_limits(
     if lead > 0:
         low, high = min(low, value), max(high, value)
         return low, high if math.isfinite(high) else None
-    if value >= high:
-        return (high, None) if math.isfinite(high) else (None, None)
-    return (None, low) if math.isfinite(low) else (None, None)
+    return (high, None) if low <= 0 < high <= value else (None, None)
 
 
 def fieller_lift(
@@ -102,7 +101,7 @@ def fieller_lift(
             method="Fieller",
             validity=validity,
         )
-    if low is None or low <= 0:
+    if low is None:
         return Withheld(
             reason="The control can't be told from 0, so the lift could be anything."
         )
@@ -149,11 +148,6 @@ def fieller_ratio(
             method="Fieller",
             validity=validity,
         )
-    known = "could be anything"
-    if low is not None:
-        known = f"has no upper limit; it is at least {low:.4g}"
-    elif high is not None:
-        known = f"has no lower limit; it is at most {high:.4g}"
     return Withheld(
-        reason=f"The denominator can't be told from 0, so the ratio {known}."
+        reason="The denominator can't be told from 0, so the ratio could be anything."
     )

@@ -17,6 +17,9 @@ from experiment_service.analysis.interval import Estimate, Withheld
 #: The smallest p-value told; below it levels differ from 1 by rounding.
 SMALLEST = 1e-10
 
+# Stands for no limits, where a root search needs a number.
+_EVERYTHING = 1e300
+
 Correction = Literal["holm", "benjamini_hochberg"]
 
 _Key = TypeVar("_Key")
@@ -33,16 +36,16 @@ def p_value(interval_at: Callable[[float], Estimate]) -> float | Withheld:
     Returns
     -------
     float or Withheld
-        In [1e-10, 1]; what the interval says when it is withheld.
+        In [1e-10, 1]; what the interval says when it is withheld at every level. One
+        that is withheld at high levels only, as Fieller's, holds everything there.
 
     References
     ----------
     Johari, Pekelis and Walsh (2015), Always valid inference, section 3 (duality).
     """
     narrow, wide = interval_at(0.5), interval_at(1 - SMALLEST)
-    for each in (narrow, wide):
-        if isinstance(each, Withheld):
-            return each
+    if isinstance(narrow, Withheld):
+        return narrow
     if _distance(wide) > 0:
         return SMALLEST
     low = math.log(0.5)
@@ -66,7 +69,7 @@ def p_value(interval_at: Callable[[float], Estimate]) -> float | Withheld:
 def _distance(interval: Estimate) -> float:
     """How far 0 is outside the interval; negative inside."""
     if isinstance(interval, Withheld):
-        raise TypeError(f"withheld at one level only: {interval}")
+        return -_EVERYTHING
     return max(interval.low, -interval.high)
 
 

@@ -12,6 +12,7 @@ from experiment_service.analysis import estimate
 from experiment_service.analysis.fieller import WEAK, fieller_limits
 from experiment_service.analysis.interval import Interval, Withheld
 from experiment_service.analysis.moments import Moments
+from experiment_service.analysis.significance import p_value
 
 POSITIVE = st.floats(0.01, 100)
 
@@ -104,6 +105,46 @@ def test_a_weak_ratio_inverts_the_test_of_scipy():
     assert [shown.low, shown.high] == pytest.approx(limits, rel=1e-9)
 
 
+def orders(rng, rate, price):
+    """Revenue and number of orders of 500 units, few of which order."""
+    x = (rng.random(500) < rate) * rng.geometric(0.6, 500).astype(float)
+    return x * rng.normal(price, 0.5, 500), x
+
+
+def test_a_difference_of_weak_ratios_combines_their_limits():
+    """By Zou and Donner: the roots of the sum of squares of each side's distance."""
+    rng = np.random.default_rng(6)
+    sides = [Moments.from_arrays(*orders(rng, 0.04, price)) for price in (5.0, 4.0)]
+    shown = estimate.difference("ratio", *sides)
+    one, other = map(estimate.delta, sides)
+    assert {each.method for each in (one, other)} == {"Fieller"}
+    assert shown.estimate == pytest.approx(one.estimate - other.estimate)
+    below = math.hypot(one.estimate - one.low, other.high - other.estimate)
+    above = math.hypot(one.high - one.estimate, other.estimate - other.low)
+    assert shown.low == pytest.approx(shown.estimate - below)
+    assert shown.high == pytest.approx(shown.estimate + above)
+    strong = Moments.from_arrays(np.ones(500), np.ones(500) + rng.random(500))
+    assert estimate.difference("ratio", strong, strong).method == "Delta method"
+    assert estimate.difference("ratio", strong, sides[0]).method != "Delta method"
+
+
+def test_a_p_value_is_that_of_the_interval_although_it_ends_at_high_levels():
+    rng = np.random.default_rng(6)
+    sides = [
+        Moments.from_arrays(*orders(rng, rate, price))
+        for rate, price in ((0.1, 5.0), (0.04, 4.2))
+    ]
+
+    def interval_at(level):
+        return estimate.difference("ratio", *sides, level=level)
+
+    assert isinstance(interval_at(1 - 1e-10), Withheld)
+    found = p_value(interval_at)
+    assert 1e-9 < found < 0.05
+    inside, outside = (interval_at(1 - factor * found) for factor in (0.999, 1.001))
+    assert inside.low < 0 < outside.low
+
+
 @pytest.mark.parametrize("kind", ["mean", "ratio"])
 def test_the_strength_of_the_control_decides(kind):
     rng = np.random.default_rng(3)
@@ -141,8 +182,7 @@ def test_half_lines_and_whole_lines_are_withheld_with_what_is_known():
     assert anything.reason.endswith("could be anything.")
     ratio = Moments.from_arrays(spread, np.arange(400) == 7)
     assert "denominator can't be told from 0" in estimate.delta(ratio).reason
-    assert isinstance(estimate.lift("mean", weak, high_of(spread)), Interval)
-
-
-def high_of(spread):
-    return Moments.from_arrays(spread + 0.3)
+    strong = Moments.from_arrays(spread + 0.3)
+    assert isinstance(estimate.lift("mean", weak, strong), Interval)
+    shown = estimate.difference("ratio", ratio, strong)
+    assert isinstance(shown, Withheld)
