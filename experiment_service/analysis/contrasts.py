@@ -12,10 +12,10 @@ from experiment_service.analysis.proportion import successes_of
 from experiment_service.analysis.scores import weigh
 from experiment_service.domain.metric import MetricKind
 
-#: Of each variant; with fewer a difference is not nearly normal (docs/calibration.md).
-MINIMUM_UNITS = 50
-#: Successes and failures of a proportion in each variant.
-MINIMUM_EVENTS = 5
+#: Of each variant; false alarms were measured from here on (docs/calibration.md).
+MINIMUM_UNITS = 100
+#: Successes and failures of a proportion in both variants together.
+MINIMUM_EVENTS = 10
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,17 +45,17 @@ def plain_contrast(
     Returns
     -------
     Contrast or Withheld
-        Withheld with fewer than 50 units in a variant, 5 successes and failures of both
-        together, without denominator or without spread.
+        Withheld with fewer than 100 units in a variant, 10 successes or failures of
+        both together, without denominator or without spread.
     """
     pair = (treatment, control)
     if min(each.n for each in pair) < MINIMUM_UNITS:
         return Withheld(reason=f"There are fewer than {MINIMUM_UNITS} units.")
     if kind == "proportion":
         (s1, n1), (s0, n0) = map(successes_of, pair)
-        if min(s1 + s0, n1 + n0 - s1 - s0) < 2 * MINIMUM_EVENTS:
+        if min(s1 + s0, n1 + n0 - s1 - s0) < MINIMUM_EVENTS:
             return Withheld(
-                reason=f"There are fewer than {2 * MINIMUM_EVENTS} successes or failures."
+                reason=f"There are fewer than {MINIMUM_EVENTS} successes or failures."
             )
         rate = (s1 + s0) / (n1 + n0)
         return Contrast(
@@ -87,7 +87,7 @@ def weighted_contrast(
     Returns
     -------
     Contrast or Withheld
-        Withheld with an effective sample below 50 units, or as `scores.weigh`.
+        Withheld with an effective sample below 100 units, or as `scores.weigh`.
     """
     pair = weigh(
         epochs,

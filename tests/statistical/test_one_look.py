@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from experiment_service.analysis import estimate
+from experiment_service.analysis.interval import Withheld
 from experiment_service.analysis.moments import Moments
 from experiment_service.analysis.proportion import newcombe, proportion_lift, wilson
 
@@ -86,7 +87,9 @@ def test_welch(n1, n0, report, tolerance):
         control = Moments.from_arrays(spending(rng, n0))
         truth = 0.1 * math.exp(0.5)
         covered += holds(estimate.difference("mean", treatment, control), 0.1 * truth)
-        lifted += holds(estimate.lift("mean", treatment, control), 0.1)
+        lift = estimate.lift("mean", treatment, control)
+        # A control that can't be told from 0 happens once in thousands.
+        lifted += isinstance(lift, Withheld) or holds(lift, 0.1)
     setting = f"skewed spending, {n1:,} against {n0:,}"
     report("Welch", setting, covered / trials, trials)
     report("Lift of means", setting, lifted / trials, trials)

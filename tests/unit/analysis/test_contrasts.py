@@ -9,7 +9,7 @@ from experiment_service.analysis.moments import EpochMoments, Moments
 
 def test_the_variance_of_a_mean_is_that_of_scipy():
     rng = np.random.default_rng(1)
-    treatment, control = rng.gamma(1, 2, 90), rng.gamma(1, 1, 70)
+    treatment, control = rng.gamma(1, 2, 190), rng.gamma(1, 1, 170)
     found = plain_contrast(
         "mean", Moments.from_arrays(treatment), Moments.from_arrays(control)
     )
@@ -56,23 +56,28 @@ def test_without_moving_weights_both_agree():
 @pytest.mark.parametrize(
     ("kind", "one", "other", "words"),
     [
-        ("mean", Moments.from_counts(20, 49), Moments.from_counts(20, 90), "50 units"),
+        (
+            "mean",
+            Moments.from_counts(20, 99),
+            Moments.from_counts(20, 190),
+            "100 units",
+        ),
         (
             "proportion",
-            Moments.from_counts(4, 90),
-            Moments.from_counts(5, 90),
+            Moments.from_counts(4, 190),
+            Moments.from_counts(5, 190),
             "10 successes",
         ),
         (
             "mean",
-            Moments.from_counts(90, 90),
-            Moments.from_counts(90, 90),
+            Moments.from_counts(190, 190),
+            Moments.from_counts(190, 190),
             "same value",
         ),
         (
             "ratio",
-            Moments.from_arrays(np.ones(90), np.zeros(90)),
-            Moments.from_counts(9, 90),
+            Moments.from_arrays(np.ones(190), np.zeros(190)),
+            Moments.from_counts(9, 190),
             "denominator",
         ),
     ],

@@ -58,7 +58,7 @@ def test_the_course_is_told_in_words(effects, status, words):
 
 def test_days_with_too_few_units_are_left_out():
     known = days([0.1, 0.08, 0.06, 0.04, 0.02])
-    with_gaps = known | {9: Withheld(reason="There are fewer than 50 units.")}
+    with_gaps = known | {9: Withheld(reason="There are fewer than 100 units.")}
     assert novelty(with_gaps) == novelty(known)
     del with_gaps[4]
     check = novelty(with_gaps)

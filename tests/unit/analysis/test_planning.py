@@ -73,6 +73,28 @@ def test_adjustment_saves_what_it_explains():
     assert adjusted / plain == pytest.approx(0.64, abs=1e-4)
 
 
+@pytest.mark.parametrize("explained", [0.0, 0.25, 0.64])
+@pytest.mark.parametrize("kind", ["proportion", "mean", "ratio"])
+def test_adjusted_units_are_those_of_statsmodels(kind, explained):
+    """With the spread that is left, sqrt(1 - rho^2) of what it was, for every kind."""
+    rng = np.random.default_rng(6)
+    x = 1.0 + rng.poisson(4.0, 2000)
+    moments = {
+        "proportion": Moments.from_counts(200, 2000),
+        "mean": Moments.from_arrays(rng.gamma(0.5, 2.0, 2000)),
+        "ratio": Moments.from_arrays(rng.binomial(x.astype(int), 0.3), x),
+    }[kind]
+    control = Spread.of_moments(kind, moments)
+    difference = 0.05 * control.value
+    spreads = [control.deviation, control.shifted(difference).deviation]
+    left = np.sqrt(np.mean(np.square(spreads)) * (1 - explained))
+    each = NormalIndPower().solve_power(
+        effect_size=difference / left, alpha=0.05, power=0.8
+    )
+    units = needed_units(control, difference, Design(variance_explained=explained))
+    assert units == pytest.approx(2 * each, rel=1e-4, abs=1)
+
+
 def test_watching_costs_the_width_of_the_sequence():
     once, watched = (
         detectable_difference(Spread(value=1, deviation=1), 10_000, Design(any_time=a))
