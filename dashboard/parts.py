@@ -150,7 +150,10 @@ def summary_box(summary: Summary) -> None:
         "guardrail": ":material/report:",
         "no_difference": ":material/drag_handle:",
     }.get(summary.verdict, ":material/hourglass_empty:")
-    show(f"**{escape_markdown(summary.sentence)}**", icon=icon)
+    show(
+        f"**{escape_markdown(summary.sentence)}** {escape_markdown(summary.advice)}",
+        icon=icon,
+    )
 
 
 def refusal(error: ExperimentServiceError) -> None:

@@ -44,7 +44,7 @@ def _report(settings: Settings, parsed: argparse.Namespace) -> None:
 
 def _print_report(report: Report) -> None:
     print(f"{report.facts.key}, as of {report.as_of:%Y-%m-%d %H:%M:%S} UTC")
-    print(report.summary.sentence)
+    print(f"{report.summary.sentence} {report.summary.advice}")
     for check in report.checks:
         if check.result.status in ("warning", "failed"):
             about = f" of {check.subject}" if check.subject else ""

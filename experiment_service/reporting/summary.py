@@ -1,4 +1,4 @@
-"""The report in one sentence, by rules that are written down here.
+"""The report in words, what it found and what to do, by rules written down here.
 
 1. Not started: a draft.
 2. A failed health check: the numbers are not to be used, so nothing else is said.
@@ -9,6 +9,11 @@
    difference is named; behind is said only if none is ahead.
 5. Guardrail: the variant that is ahead is shown to be worse in a guardrail metric.
 6. Else: no difference is established.
+
+Advice follows from the verdict: start, find the cause, keep running, ship, keep control.
+Shipping comes with the chance that the variant is better and the expected loss if it is
+not (`analysis.beliefs`); waiting for a difference that is not there comes with the most
+that stopping now may give up, the far end of the any-time interval.
 """
 
 import math
@@ -33,12 +38,17 @@ def summarise(
     """Say what the report amounts to, by the rules of this module."""
     reward = metrics[0]
     if facts.state is ExperimentState.DRAFT:
-        return Summary(verdict="draft", sentence="Not started: a draft has no units.")
+        return Summary(
+            verdict="draft",
+            sentence="Not started: a draft has no units.",
+            advice="Start it once its variants serve.",
+        )
     failed = [check for check in checks if check.result.status == "failed"]
     if failed:
         return Summary(
             verdict="unhealthy",
             sentence=f"Do not use these numbers: {_listed(failed)} failed.",
+            advice="Find the cause first: more traffic does not repair it.",
         )
     count = len(reward.comparisons)
     corrected_level = 1 - (1 - level) / count
@@ -79,7 +89,11 @@ def _too_early(reward: MetricReport, estimates: Mapping[str, Estimate]) -> Summa
             each.reason for each in estimates.values() if isinstance(each, Withheld)
         ]
         why = _lower_first(reasons[0])
-    return Summary(verdict="too_early", sentence=f"Too early to tell: {why}")
+    return Summary(
+        verdict="too_early",
+        sentence=f"Too early to tell: {why}",
+        advice="Keep running.",
+    )
 
 
 def _compare(
@@ -98,6 +112,7 @@ def _compare(
             verdict="no_difference",
             sentence=f"No difference from {control} in {name} is established: "
             f"{_ranges(intervals, reward.kind)} ({assurance}).",
+            advice=_waiting(control, reward, intervals),
         )
     best = max(established, key=lambda key: gains[key])
     ahead = gains[best] > 0
@@ -111,8 +126,47 @@ def _compare(
         return Summary(
             verdict="guardrail",
             sentence=f"{sentence} But it is worse in {breached[best]}, a guardrail.",
+            advice=f"Do not ship {best} unless that harm is worth it.",
         )
-    return Summary(verdict="ahead" if ahead else "behind", sentence=sentence)
+    if ahead:
+        return Summary(
+            verdict="ahead", sentence=sentence, advice=_shipping(best, reward)
+        )
+    return Summary(
+        verdict="behind",
+        sentence=sentence,
+        advice=f"Keep {control}, and send no more traffic to {named}.",
+    )
+
+
+def _shipping(variant: str, reward: MetricReport) -> str:
+    belief = next(each.belief for each in reward.comparisons if each.variant == variant)
+    if belief is None:
+        return f"Ship {variant}."
+    scale, unit = _unit(reward.kind)
+    chance = min(belief.probability_better, 0.9999)
+    more = "over " if belief.probability_better > chance else ""
+    loss = scale * belief.expected_loss
+    cost = f"{loss:.2g}{unit}" if loss >= 0.001 else f"less than 0.001{unit}"
+    return (
+        f"Ship {variant}: the chance that it is better is {more}{chance:.2%}, and choosing "
+        f"it when it is not costs {cost} on average."
+    )
+
+
+def _waiting(
+    control: str, reward: MetricReport, intervals: Mapping[str, Interval]
+) -> str:
+    """Say what stopping now and keeping the control may give up."""
+    sign = 1 if reward.direction == "higher" else -1
+    scale, unit = _unit(reward.kind)
+    most = max(
+        scale * max(sign * each.low, sign * each.high) for each in intervals.values()
+    )
+    return (
+        f"Keep running, or stop if no more than {most:.2g}{unit} matters: that is the most "
+        f"that keeping {control} may give up."
+    )
 
 
 def _size(interval: Interval, kind: MetricKind) -> str:

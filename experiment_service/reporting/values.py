@@ -265,10 +265,19 @@ class Series:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """The report in one sentence, with the rule's verdict."""
+    """The report in words, with the rule's verdict.
+
+    Attributes
+    ----------
+    sentence : str
+        What was found, and how sure that is.
+    advice : str
+        What to do, and what it costs to be wrong.
+    """
 
     verdict: Verdict
     sentence: str
+    advice: str
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -478,9 +478,16 @@ def test_the_summary_follows_its_rules(connection, recorder, clicks, verdict, wo
     report = report_of(connection)
     assert report.summary.verdict == verdict
     assert report.summary.sentence.startswith(words)
-    assert report.reward.comparisons[0].any_time.excludes_zero == (
-        verdict != "no_difference"
-    )
+    (comparison,) = report.reward.comparisons
+    assert comparison.any_time.excludes_zero == (verdict != "no_difference")
+    most = 100 * comparison.any_time.high
+    assert report.summary.advice == {
+        "ahead": "Ship b: the chance that it is better is over 99.99%, and choosing it "
+        "when it is not costs less than 0.001 points on average.",
+        "behind": "Keep a, and send no more traffic to b.",
+        "no_difference": f"Keep running, or stop if no more than {most:.2g} points "
+        "matters: that is the most that keeping a may give up.",
+    }.get(verdict)
 
 
 def test_of_a_metric_to_lower_the_lower_one_is_ahead(connection, recorder):
