@@ -34,7 +34,6 @@ from experiment_service.storage.experiments import Reallocation
 MINIMUM_TO_JUDGE = 100
 
 _LONG_LAG = timedelta(minutes=15)
-_SEVERITY = ("ok", "not_enough_data", "warning", "failed")
 
 
 def experiment_checks(
@@ -136,9 +135,16 @@ def operations_checks(
 
 
 def worst_status(checks: Sequence[Check]) -> str:
-    """Return the status that calls most for attention; ok without any check."""
-    found = [_SEVERITY.index(check.result.status) for check in checks]
-    return _SEVERITY[max(found, default=0)]
+    """Return the status that calls most for attention; ok without any check.
+
+    Where nothing is wrong it is that of the first check, the sample ratio: that some
+    other check needs more data is no news.
+    """
+    found = {check.result.status for check in checks}
+    for status in ("failed", "warning"):
+        if status in found:
+            return status
+    return checks[0].result.status if checks else "ok"
 
 
 def _fallback_checks(exposures: Mapping[str, ExposureCount]) -> list[Check]:
