@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import psycopg
 from sqlalchemy import (
+    CTE,
     Column,
     ColumnElement,
     Connection,
@@ -40,6 +41,7 @@ from sqlalchemy import (
     true,
     tuple_,
     union,
+    union_all,
 )
 from sqlalchemy.dialects.postgresql import (
     ARRAY,
@@ -147,7 +149,7 @@ def store_events(
             interactions=_store_new(
                 connection, _new_interaction, schema.interaction, now
             ),
-            attributed=_add_outcomes(connection, _new_pairs()),
+            attributed=_add_new_outcomes(connection),
         )
         if counts.exposures:
             _add_unit_exposures(connection, _new_exposure, literal(now))
@@ -155,7 +157,6 @@ def store_events(
         _add_intake(
             connection, now, received, received - counts.exposures - counts.interactions
         )
-        _add_history(connection, _new_actions())
         summarise_units(connection, touched_unit)
         return counts
 
@@ -379,31 +380,48 @@ def _of_first(
     return func.array_agg(ordered, type_=ARRAY(kind))[1].label(column.name)
 
 
-def _add_outcomes(connection: Connection, pairs: Sequence[Select[Any]]) -> int:
-    """Add those pairs that are new, and what they say of their units; count them."""
-    # UNION: an interaction of a unit counts once for however many of its exposures.
-    pair = union(*pairs).cte("pair")
+def _add_outcomes(
+    connection: Connection,
+    named: FromClause,
+    of_units: FromClause,
+    actions: FromClause | None,
+) -> int:
+    """Add what pairs say of their units, and actions to what their units did.
+
+    Parameters
+    ----------
+    named, of_units : FromClause
+        Pairs as of `_pairs`. Those whose interaction names its exposure are all new:
+        each comes up once, with the later of the two. Those of an interaction by its
+        unit alone may be known already, by another exposure.
+    actions : FromClause or None
+        Interactions whose unit has become known, each one once; None adds none.
+
+    Returns
+    -------
+    int
+        How many pairs were new.
+    """
     pair_key = schema.attribution.primary_key.columns.keys()
     counted = (
         insert(schema.attribution)
-        .from_select(pair_key, select(*(pair.c[name] for name in pair_key)))
+        .from_select(pair_key, select(*(of_units.c[name] for name in pair_key)))
         .on_conflict_do_nothing()
         .returning(*schema.attribution.c)
         .cte("counted")
     )
-    same = and_(*(pair.c[name] == counted.c[name] for name in pair_key))
+    same = and_(*(of_units.c[name] == counted.c[name] for name in pair_key))
+    pair = union_all(
+        select(named), select(*of_units.c).select_from(of_units.join(counted, same))
+    ).cte("pair")
     target = schema.unit_outcome
     key = [pair.c[column.name] for column in target.primary_key]
-    totals = (
-        select(
-            *key,
-            func.count().label("count"),
-            func.coalesce(func.sum(pair.c.value), 0).label("value_sum"),
-            func.min(pair.c.occurred_at).label("first_at"),
-        )
-        .select_from(pair.join(counted, same))
-        .group_by(*key)
-    )
+    totals = select(
+        *key,
+        func.count().label("count"),
+        func.coalesce(func.sum(pair.c.value), 0).label("value_sum"),
+        func.min(pair.c.occurred_at).label("first_at"),
+    ).group_by(*key)
     adding = insert(target).from_select(totals.selected_columns.keys(), totals)
     had, new = target.c, adding.excluded
     outcome = adding.on_conflict_do_update(
@@ -417,14 +435,14 @@ def _add_outcomes(connection: Connection, pairs: Sequence[Select[Any]]) -> int:
     touched = outcome.returning(had.experiment_id, had.unit_id, had.phase).cte(
         "outcome"
     )
-    touching = _touching(select(touched)).cte("touching")
-    return connection.execute(
-        select(func.count()).select_from(counted).add_cte(touching)
-    ).scalar_one()
+    statement = select(func.count()).select_from(pair)
+    statement = statement.add_cte(_touching(select(touched)).cte("touching"))
+    if actions is not None:
+        statement = statement.add_cte(_adding_history(actions).cte("touching_later"))
+    return connection.execute(statement).scalar_one()
 
 
-def _add_history(connection: Connection, actions: FromClause) -> None:
-    """Add actions, each one once, to what their units did on the day."""
+def _adding_history(actions: FromClause) -> Insert:
     target = schema.unit_history
     totals = select(
         actions.c.unit_id,
@@ -446,7 +464,7 @@ def _add_history(connection: Connection, actions: FromClause) -> None:
         .returning(had.unit_id, had.day)
         .cte("added")
     )
-    connection.execute(_touching(touch_later_units(added)))
+    return _touching(touch_later_units(added))
 
 
 def _actions(interaction: FromClause, unit_id: ColumnElement[str]) -> Select[Any]:
@@ -457,28 +475,6 @@ def _actions(interaction: FromClause, unit_id: ColumnElement[str]) -> Select[Any
         interaction.c.kind,
         interaction.c.value,
     )
-
-
-def _new_actions() -> FromClause:
-    """Return interactions whose unit has become known.
-
-    It is told by the interaction itself, or by the exposure that it names.
-    """
-    new, made, shown = _new_interaction, schema.exposure, _new_exposure
-    named = (
-        select(made.c.unit_id)
-        .where(made.c.id == new.c.exposure_id, new.c.unit_id.is_(None))
-        .offset(0)
-        .lateral("named")
-    )
-    naming = _interactions_naming_new()
-    return union(
-        _actions(new, new.c.unit_id).where(new.c.unit_id.is_not(None)),
-        _actions(new, named.c.unit_id).select_from(new.join(named, true())),
-        _actions(naming, shown.c.unit_id)
-        .join(shown, shown.c.id == naming.c.exposure_id)
-        .where(naming.c.unit_id.is_(None)),
-    ).cte("action")
 
 
 def _names(exposure: FromClause, interaction: FromClause) -> ColumnElement[bool]:
@@ -521,47 +517,85 @@ def _pairs(
     )
 
 
-def _new_pairs() -> list[Select[Any]]:
-    """Pairs in which the exposure, the interaction or both are new.
+def _add_new_outcomes(connection: Connection) -> int:
+    """Add what follows from events of which one at least is new.
 
     OFFSET keeps the planner from turning look-ups in an index, fast whatever the
     statistics say, into a join that reads whole partitions.
     """
-    exposures, interactions = _exposures_of_new(), _interactions_of_new()
-    return [
-        _pairs(known, _new_interaction, _new_interaction.join(known, true()))
-        for known in exposures
-    ] + [
-        _pairs(_new_exposure, known, _new_exposure.join(known, belongs))
-        for known, belongs in interactions
-    ]
+    new, shown = _new_interaction, _new_exposure
+    named, naming = _exposures_named_by_new(), _known_that_name_new()
+    of_unit, waiting = _exposures_of_units_of_new(), _known_of_units_of_new()
+    named_pairs = union_all(
+        _pairs(named, new, new.join(named, named.c.interaction_id == new.c.id)),
+        _pairs(shown, naming, shown.join(naming, _names(shown, naming))),
+    ).cte("named_pair")
+    # UNION: an interaction of a unit counts once for however many of its exposures.
+    unit_pairs = union(
+        _pairs(of_unit, new, new.join(of_unit, true())),
+        _pairs(shown, waiting, shown.join(waiting, _is_of_unit(shown, waiting))),
+    ).cte("unit_pair")
+    actions = union_all(
+        _actions(new, new.c.unit_id).where(new.c.unit_id.is_not(None)),
+        _actions(new, named.c.unit_id)
+        .join(named, named.c.interaction_id == new.c.id)
+        .where(new.c.unit_id.is_(None)),
+        _actions(naming, shown.c.unit_id)
+        .join(shown, shown.c.id == naming.c.exposure_id)
+        .where(naming.c.unit_id.is_(None)),
+    ).cte("action")
+    return _add_outcomes(connection, named_pairs, unit_pairs, actions)
 
 
-def _exposures_of_new() -> list[FromClause]:
-    """Look up the exposures of each new interaction: those it names, those by unit."""
+def _exposures_named_by_new() -> CTE:
+    exposure, new = schema.exposure, _new_interaction
+    found = select(exposure).where(_names(exposure, new)).offset(0).lateral("found")
+    return (
+        select(
+            new.c.id.label("interaction_id"),
+            found.c.experiment_id,
+            found.c.epoch,
+            found.c.unit_id,
+            found.c.exposed_at,
+        )
+        .select_from(new.join(found, true()))
+        .cte("named")
+    )
+
+
+def _exposures_of_units_of_new() -> FromClause:
     exposure, new = schema.exposure, _new_interaction
     longest = select(func.max(_rule.c.attribution_window)).scalar_subquery()
-    named = select(exposure).where(_names(exposure, new))
     of_unit = select(exposure).where(
         _is_of_unit(exposure, new),
         exposure.c.exposed_at.between(new.c.occurred_at - longest, new.c.occurred_at),
     )
-    return [
-        named.offset(0).lateral("named_exposure"),
-        of_unit.offset(0).lateral("exposure_of_unit"),
-    ]
+    return of_unit.offset(0).lateral("exposure_of_unit")
 
 
-def _interactions_of_new() -> list[tuple[Subquery, ColumnElement[bool]]]:
-    """Look up interactions that came before their exposures, with how they belong.
+def _known_that_name_new() -> CTE:
+    """Look up interactions of earlier batches that name new exposures.
 
     There are few, so one look-up for the whole batch is better than one per exposure.
     """
     interaction, new = schema.interaction, _new_exposure
-    naming = _interactions_naming_new()
+    ids = func.array(select(new.c.id).scalar_subquery())
+    return (
+        select(interaction)
+        .where(
+            interaction.c.exposure_id == func.any(ids),
+            interaction.c.id.not_in(select(_new_interaction.c.id)),
+        )
+        .cte("naming")
+    )
+
+
+def _known_of_units_of_new() -> Subquery:
+    """Look up interactions by the unit alone that came before their exposures."""
+    interaction, new = schema.interaction, _new_exposure
     units = func.array(select(new.c.unit_id).distinct().scalar_subquery())
     first_at = select(func.min(new.c.exposed_at)).scalar_subquery()
-    of_units = (
+    return (
         select(interaction)
         .where(
             interaction.c.exposure_id.is_(None),
@@ -569,19 +603,7 @@ def _interactions_of_new() -> list[tuple[Subquery, ColumnElement[bool]]]:
             interaction.c.occurred_at >= first_at,
         )
         .offset(0)
-        .subquery("interaction_of_unit")
-    )
-    return [(naming, _names(new, naming)), (of_units, _is_of_unit(new, of_units))]
-
-
-def _interactions_naming_new() -> Subquery:
-    interaction = schema.interaction
-    ids = func.array(select(_new_exposure.c.id).scalar_subquery())
-    return (
-        select(interaction)
-        .where(interaction.c.exposure_id == func.any(ids))
-        .offset(0)
-        .subquery("interaction_naming")
+        .subquery("waiting")
     )
 
 
@@ -614,17 +636,15 @@ def rebuild_outcomes(connection: Connection, experiment_id: int | None = None) -
         connection.execute(delete(table).where(chosen(table)))
     exposure, interaction = schema.exposure, schema.interaction
     _add_unit_exposures(connection, exposure, exposure.c.recorded_at, chosen(exposure))
-    _add_outcomes(
-        connection,
-        [
-            _pairs(
-                exposure,
-                interaction,
-                exposure.join(interaction, belongs(exposure, interaction)),
-            ).where(chosen(exposure))
-            for belongs in (_names, _is_of_unit)
-        ],
+    named, of_units = (
+        _pairs(
+            exposure,
+            interaction,
+            exposure.join(interaction, belongs(exposure, interaction)),
+        ).where(chosen(exposure))
+        for belongs in (_names, _is_of_unit)
     )
+    actions = None
     if experiment_id is None:
         connection.execute(delete(schema.unit_history))
         unit_id = func.coalesce(interaction.c.unit_id, exposure.c.unit_id)
@@ -632,6 +652,12 @@ def rebuild_outcomes(connection: Connection, experiment_id: int | None = None) -
             _actions(interaction, unit_id)
             .outerjoin(exposure, exposure.c.id == interaction.c.exposure_id)
             .where(unit_id.is_not(None))
+            .cte("action")
         )
-        _add_history(connection, actions.cte("action"))
+    _add_outcomes(
+        connection,
+        named.cte("named_pair"),
+        of_units.distinct().cte("unit_pair"),
+        actions,
+    )
     summarise_units(connection, touched_unit)

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-from sqlalchemy import Connection, Select, exists, select
+from sqlalchemy import Connection, Select, exists, or_, select, union_all
 
 from experiment_service.domain.experiment import Experiment
 from experiment_service.storage import schema
@@ -33,16 +33,30 @@ def stream_events(
 
 
 def _query(experiment: Experiment, table: EventTable) -> Select[Any]:
-    made, done, counted = schema.exposure, schema.interaction, schema.attribution
+    made, done = schema.exposure, schema.interaction
     if table == "exposures":
         columns = (each for each in made.c if each.name != "experiment_id")
         chosen = made.c.experiment_id == experiment.id
         return select(*columns).where(chosen).order_by(made.c.id)
-    counts = exists().where(
+    counted = schema.attribution
+    of_unit = exists().where(
         counted.c.interaction_id == done.c.id,
         counted.c.experiment_id == experiment.id,
     )
-    return select(*done.c).where(counts).order_by(done.c.id)
+    named = (
+        select(*done.c)
+        .join(made, made.c.id == done.c.exposure_id)
+        .where(
+            made.c.experiment_id == experiment.id,
+            or_(done.c.unit_id.is_(None), done.c.unit_id == made.c.unit_id),
+            done.c.occurred_at.between(
+                made.c.exposed_at,
+                made.c.exposed_at + experiment.declaration.attribution_window,
+            ),
+        )
+    )
+    rows = union_all(named, select(*done.c).where(of_unit)).subquery("interactions")
+    return select(rows).order_by(rows.c.id)
 
 
 def _plain(row: Mapping[Any, Any]) -> dict[str, Any]:

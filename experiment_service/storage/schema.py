@@ -206,7 +206,8 @@ unit_exposure = Table(
     Index(None, "experiment_id", "recorded_at"),
 )
 
-#: Interaction i counts for experiment e in phase p; see `storage.events`.
+#: Interaction i, known by its unit alone, counts for experiment e in phase p; see
+#: `storage.events`.
 attribution = Table(
     "attribution",
     metadata,

@@ -27,6 +27,23 @@ WHERE coalesce(i.unit_id, x.unit_id) IS NOT NULL
 GROUP BY 1, 2, 3
 """
 
+#: An interaction that names its exposure needs no row to be counted once.
+FORGET_NAMED = """
+DELETE FROM attribution a USING interaction i
+WHERE i.id = a.interaction_id AND i.exposure_id IS NOT NULL
+"""
+
+REMEMBER_NAMED = """
+INSERT INTO attribution (interaction_id, experiment_id, phase)
+SELECT i.id, x.experiment_id,
+       CASE WHEN e.declaration ->> 'kind' = 'bandit' THEN x.epoch ELSE 0 END
+FROM interaction i JOIN exposure x ON x.id = i.exposure_id
+     JOIN experiment e ON e.id = x.experiment_id
+WHERE (i.unit_id IS NULL OR i.unit_id = x.unit_id) AND i.occurred_at >= x.exposed_at
+      AND i.occurred_at <= x.exposed_at + make_interval(
+          secs => (e.declaration ->> 'attribution_window')::double precision)
+"""
+
 DONE = """
 sum(count) FILTER (WHERE kind = '{kind}'),
 sum(value_sum) FILTER (WHERE kind = '{kind}')::double precision,
@@ -133,6 +150,7 @@ def upgrade() -> None:
     op.create_index(
         op.f("ix_unit_of_analysis_unit_id"), "unit_of_analysis", ["unit_id"]
     )
+    op.execute(FORGET_NAMED)
     op.execute(HISTORY)
     done = [f"{kind}_{what}" for kind in KINDS for what in ("count", "value", "at")]
     before = [f"{kind}_{what}_before" for kind in KINDS for what in ("count", "value")]
@@ -146,6 +164,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
+    op.execute(REMEMBER_NAMED)
     op.drop_index(op.f("ix_unit_of_analysis_unit_id"), table_name="unit_of_analysis")
     op.drop_table("unit_of_analysis")
     op.drop_table("unit_history")

@@ -757,6 +757,7 @@ def test_rows_of_units_are_made_of_what_an_older_schema_holds(
     before = all_rows(engine)
     migrate(database_url, "0003")
     migrate(database_url)
+    assert table_rows(engine, "attribution") == before["attribution"]
     assert table_rows(engine, "unit_history") == before["unit_history"]
     assert table_rows(engine, "unit_of_analysis") == before["unit_of_analysis"]
 
@@ -764,6 +765,7 @@ def test_rows_of_units_are_made_of_what_an_older_schema_holds(
 def test_rebuild_repairs_one_experiment_and_leaves_others(engine, ab, bandit, make):
     shown = [make.exposure(ab), make.exposure(bandit)]
     store(engine, *shown, *(make.interaction(each) for each in shown))
+    store(engine, make.interaction(unit_id="u"))
     right = all_rows(engine)
     with transaction(engine) as connection:
         for table in ("unit_exposure", "unit_outcome", "unit_of_analysis"):
