@@ -6,9 +6,13 @@ from datetime import datetime, timedelta
 import numpy as np
 from scipy import stats
 
-from experiment_service.analysis.moments import Moments
+from experiment_service.analysis.adaptive import MINIMUM_EFFECTIVE_SAMPLE_SIZE
+from experiment_service.analysis.gain import gain_over_control
+from experiment_service.analysis.moments import EpochMoments, Moments
 from experiment_service.domain.experiment import Experiment, ExperimentState
 from experiment_service.domain.metric import Metric
+from experiment_service.reporting.metrics import PLANNED_UNITS
+from experiment_service.reporting.stopping import advise
 from experiment_service.reporting.values import BanditReport, Look, Posterior
 from experiment_service.storage.experiments import Reallocation
 from policies import ArmStatistics, Policy, build_policy
@@ -34,6 +38,8 @@ def bandit_report(
     rewards: Mapping[str, Moments],
     looks: Sequence[Reallocation],
     *,
+    epochs: Sequence[EpochMoments],
+    healthy: bool,
     level: float,
 ) -> BanditReport | None:
     """Say how the weights are set, and what the rewards say about each variant.
@@ -42,6 +48,10 @@ def bandit_report(
     ----------
     rewards : mapping of str to Moments
         Of the units that count, by variant.
+    epochs : sequence of EpochMoments
+        Of the same units.
+    healthy : bool
+        Whether no health check failed.
 
     Returns
     -------
@@ -57,6 +67,8 @@ def bandit_report(
     if built.half_life is not None and looks:
         statistics = _stored(metric, looks[-1], list(rewards))
     normal = metric.kind != "proportion" or isinstance(built, GaussianThompson)
+    believe = _normal_posteriors if normal else _beta_posteriors
+    posteriors = believe(list(rewards), built, statistics, level=level)
     return BanditReport(
         policy=policy.name,
         parameters=dict(policy.parameters),
@@ -76,9 +88,22 @@ def bandit_report(
             for look in looks
         ),
         prior=_prior(built, normal=normal),
-        posteriors=_normal_posteriors(list(rewards), built, statistics, level=level)
-        if normal
-        else _beta_posteriors(list(rewards), built, statistics, level=level),
+        posteriors=posteriors,
+        gain=gain_over_control(
+            epochs,
+            kind=metric.kind,
+            control=experiment.declaration.control.key,
+            level=level,
+            planned_units=PLANNED_UNITS,
+            minimum_effective_sample_size=MINIMUM_EFFECTIVE_SAMPLE_SIZE,
+        ),
+        advice=advise(
+            posteriors,
+            state=experiment.state.value,
+            healthy=healthy,
+            forgets=built.half_life is not None,
+            lower_is_better=metric.direction == "lower",
+        ),
     )
 
 

@@ -13,6 +13,7 @@ from experiment_service.reporting.checks import (
     operations_checks,
     worst_status,
 )
+from experiment_service.reporting.days import bounds, by_day, within
 from experiment_service.reporting.facts import Traffic, epoch_reports, facts_of
 from experiment_service.reporting.metrics import (
     cumulative_series,
@@ -25,6 +26,7 @@ from experiment_service.reporting.metrics import (
 from experiment_service.reporting.summary import summarise
 from experiment_service.reporting.values import (
     Check,
+    Days,
     ListedExperiment,
     MetricReport,
     Operations,
@@ -43,7 +45,12 @@ _STATES = ("running", "draft", "stopped")
 
 
 def build_report(
-    connection: Connection, key: str, *, as_of: datetime, level: float = 0.95
+    connection: Connection,
+    key: str,
+    *,
+    as_of: datetime,
+    days: Days | None = None,
+    level: float = 0.95,
 ) -> Report:
     """Build the report of an experiment.
 
@@ -51,6 +58,9 @@ def build_report(
     ----------
     as_of : datetime
         Last instant used; units count when their window has closed by then.
+    days : Days, optional
+        Only units first exposed on them make metrics and series; facts, checks and
+        policy are always of all units.
     level : float
         Coverage of every interval, in (0, 1).
 
@@ -63,7 +73,7 @@ def build_report(
     reward = experiment.declaration.reward
     catalogue = experiment.declaration.catalogue.values()
     others = [metric for metric in catalogue if metric is not reward]
-    return _build(connection, experiment, [reward, *others], as_of, level)
+    return _build(connection, experiment, [reward, *others], as_of, level, days=days)
 
 
 def overview(
@@ -83,6 +93,7 @@ def overview(
                 facts=report.facts,
                 summary=report.summary,
                 health=worst_status(report.checks),
+                reward=report.reward,
             )
         )
     return tuple(sorted(rows, key=lambda row: _STATES.index(row.facts.state)))
@@ -123,13 +134,15 @@ def _build(
     level: float,
     *,
     with_series: bool = True,
+    days: Days | None = None,
 ) -> Report:
     """Build a report on the given metrics, the reward first."""
     traffic = _traffic(connection, experiment, as_of)
-    spans = _spans(experiment, as_of) if with_series else None
-    cells = reads.moments_by_metric(
+    spans = _spans(experiment, as_of) if with_series and days is None else None
+    all_cells = reads.moments_by_metric(
         connection, experiment, metrics, cutoff=as_of, spans=spans
     )
+    cells = {name: within(each, days) for name, each in all_cells.items()}
     data = {
         metric.name: metric_data(metric, cells[metric.name], traffic.epochs)
         for metric in metrics
@@ -142,9 +155,15 @@ def _build(
             for metric in metrics
         ]
     )
-    rewards = cells[metrics[0].name]
+    reward, rewards = metrics[0], cells[metrics[0].name]
+    # Facts, checks and policy are of all units, whatever days the numbers are of.
+    all_rewards, all_data, whole = rewards, data[reward.name], reports[0]
+    if days is not None:
+        all_rewards = all_cells[reward.name]
+        all_data = metric_data(reward, all_rewards, traffic.epochs)
+        whole = metric_report(experiment, reward, all_rewards, all_data, level=level)
     facts = facts_of(experiment, traffic, as_of=as_of)
-    checks = _checks(connection, experiment, traffic, (reports[0], rewards), as_of)
+    checks = _checks(connection, experiment, traffic, (whole, all_rewards), as_of)
     return Report(
         as_of=as_of,
         level=level,
@@ -153,16 +172,24 @@ def _build(
             facts,
             checks,
             reports,
-            data[metrics[0].name],
+            data[reward.name],
             level=level,
         ),
         checks=checks,
         metrics=reports,
         epochs=epoch_reports(experiment, traffic),
         bandit=bandit_report(
-            experiment, pooled_moments(experiment, rewards), traffic.looks, level=level
+            experiment,
+            pooled_moments(experiment, all_rewards),
+            traffic.looks,
+            epochs=all_data.epochs,
+            healthy=worst_status(checks) != "failed",
+            level=level,
         ),
-        series=_series(experiment, metrics[0], rewards, spans, level=level),
+        series=_series(experiment, reward, rewards, spans, level=level)
+        if days is None
+        else _daily_series(experiment, reward, rewards, days, level=level),
+        days=days,
     )
 
 
@@ -229,4 +256,19 @@ def _series(
     }
     return cumulative_series(
         metric, ordered, start=spans.start, end=spans.end, level=level
+    )
+
+
+def _daily_series(
+    experiment: Experiment,
+    metric: Metric,
+    cells: reads.MetricCells,
+    days: Days,
+    *,
+    level: float,
+) -> tuple[Series, ...]:
+    """Return the reward over days of first exposure."""
+    start, end = bounds(days)
+    return cumulative_series(
+        metric, by_day(experiment, cells, days), start=start, end=end, level=level
     )

@@ -10,9 +10,12 @@ from experiment_service.reporting.build import (
     operations,
     overview,
 )
+from experiment_service.reporting.journey import Journey, build_journey
+from experiment_service.reporting.models import ModelReport, build_models
 from experiment_service.reporting.planning import Baseline, read_baseline
 from experiment_service.reporting.segments import build_segments
 from experiment_service.reporting.values import (
+    Days,
     ListedExperiment,
     Operations,
     OverviewRow,
@@ -71,8 +74,8 @@ class Reports:
         with database.transaction(self._engine) as connection:
             return overview(connection, as_of=as_of)
 
-    def report(self, key: str, *, as_of: datetime) -> Report:
-        """Return the report of an experiment.
+    def report(self, key: str, *, as_of: datetime, days: Days | None = None) -> Report:
+        """Return the report of an experiment; see `build_report`.
 
         Raises
         ------
@@ -82,7 +85,33 @@ class Reports:
             When the database does not answer.
         """
         with database.transaction(self._engine) as connection:
-            return build_report(connection, key, as_of=as_of)
+            return build_report(connection, key, as_of=as_of, days=days)
+
+    def journey(
+        self, key: str, *, as_of: datetime, days: Days | None = None
+    ) -> Journey:
+        """Return funnel and positions of an experiment; see `build_journey`.
+
+        Raises
+        ------
+        NotFound
+            Lists the experiments that exist.
+        Unavailable
+            When the database does not answer.
+        """
+        with database.transaction(self._engine) as connection:
+            return build_journey(connection, key, as_of=as_of, days=days)
+
+    def models(self) -> tuple[ModelReport, ...]:
+        """Return every model with its versions and what it serves.
+
+        Raises
+        ------
+        Unavailable
+            When the database does not answer.
+        """
+        with database.transaction(self._engine) as connection:
+            return build_models(connection)
 
     def segments(self, key: str, *, as_of: datetime) -> SegmentsReport:
         """Return the reward of an experiment by the attributes of its units.

@@ -6,12 +6,13 @@ Every number is finite or replaced by a `Withheld` with its reason.
 import dataclasses
 import math
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from enum import Enum
 from typing import Any, Literal
 
 from experiment_service.analysis import guardrail as guardrails
 from experiment_service.analysis.beliefs import Belief
+from experiment_service.analysis.gain import Gain
 from experiment_service.analysis.health import HealthCheck
 from experiment_service.analysis.heterogeneity import Heterogeneity
 from experiment_service.analysis.interval import Estimate, Interval, Withheld
@@ -21,12 +22,34 @@ from experiment_service.domain.experiment import (
     Outcome,
 )
 from experiment_service.domain.metric import MetricKind
+from experiment_service.errors import InvalidRequest
 from experiment_service.storage.counts import Lag, MinuteCount
 
 #: What a summary concludes; `summary` states the rules.
 Verdict = Literal[
     "draft", "unhealthy", "too_early", "no_difference", "behind", "guardrail", "ahead"
 ]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Days:
+    """A range of days in UTC, both included; units belong by their first exposure.
+
+    Raises
+    ------
+    InvalidRequest
+        When the first is after the last.
+    """
+
+    first: date
+    last: date
+
+    def __post_init__(self) -> None:
+        if self.first > self.last:
+            raise InvalidRequest(
+                f"days are {self.first} to {self.last}; the first must not be after "
+                "the last"
+            )
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,6 +243,32 @@ class Posterior:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Advice:
+    """Whether a bandit has learnt enough.
+
+    Attributes
+    ----------
+    action : {"stop", "go on", "none"}
+        None while there is nothing to say.
+    leader : str or None
+        The variant most probably best.
+    value_remaining : float or None
+        What the best variant may still gain over the leader, as a share of its value.
+    expected_loss : float or None
+        What choosing the leader now costs on average, in the unit of the reward.
+    sentence, rule : str
+        The advice, and the rule behind it.
+    """
+
+    action: Literal["stop", "go on", "none"]
+    leader: str | None
+    value_remaining: float | None
+    expected_loss: float | None
+    sentence: str
+    rule: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class BanditReport:
     """How a bandit's weights are set and what its policy believes.
 
@@ -231,6 +280,8 @@ class BanditReport:
         In the order of time.
     prior : str
         What every variant starts from, in words.
+    gain : Gain or Withheld
+        What the weights earned beside giving everyone the control.
     """
 
     policy: str
@@ -244,6 +295,8 @@ class BanditReport:
     looks: tuple[Look, ...]
     prior: str
     posteriors: tuple[Posterior, ...]
+    gain: Gain | Withheld
+    advice: Advice
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -358,6 +411,8 @@ class Report:
         None for an A/B test.
     series : tuple of Series
         Of the reward metric.
+    days : Days or None
+        Only units first exposed on them are in metrics and series; None for all.
     """
 
     as_of: datetime
@@ -369,6 +424,7 @@ class Report:
     epochs: tuple[EpochReport, ...]
     bandit: BanditReport | None
     series: tuple[Series, ...]
+    days: Days | None = None
 
     @property
     def reward(self) -> MetricReport:
@@ -459,11 +515,14 @@ class OverviewRow:
     ----------
     health : {"ok", "warning", "failed", "not_enough_data"}
         The worst of its checks.
+    reward : MetricReport
+        The metric that decides.
     """
 
     facts: Facts
     summary: Summary
     health: str
+    reward: MetricReport
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -515,6 +574,8 @@ def plain(value: Any) -> Any:  # noqa: ANN401 - walks any value of a report
 def _leaf(value: Any) -> Any:  # noqa: ANN401 - any single value
     if isinstance(value, datetime):
         return value.astimezone(UTC).isoformat()
+    if isinstance(value, date):
+        return value.isoformat()
     if isinstance(value, timedelta):
         return value.total_seconds()
     if isinstance(value, Enum):
