@@ -1,4 +1,4 @@
-"""The dashboard: `streamlit run dashboard/app.py`.
+"""The dashboard: `experiment-service dashboard`.
 
 Opens the database of the settings; a page more is one line here and one file in views/.
 """
@@ -7,20 +7,26 @@ from pathlib import Path
 
 import streamlit as st
 
+from dashboard import login
+
 _HERE = Path(__file__).parent
 
 st.set_page_config(
     page_title="Experiment Service", page_icon=str(_HERE / "icon.svg"), layout="wide"
 )
 st.html(_HERE / "style.css")
-st.navigation(
-    [
-        st.Page("views/overview.py", title="Overview", icon=":material/list:"),
-        st.Page("views/experiment.py", title="Experiment", icon=":material/science:"),
-        st.Page("views/bandit.py", title="Bandit", icon=":material/casino:"),
-        st.Page("views/planning.py", title="Planning", icon=":material/event:"),
-        st.Page("views/replay.py", title="Replay", icon=":material/replay:"),
-        st.Page("views/health.py", title="Health", icon=":material/monitor_heart:"),
-    ],
-    position="top",
-).run()
+_log_out = login.require()
+_pages = [
+    st.Page("views/overview.py", title="Overview", icon=":material/list:"),
+    st.Page("views/experiment.py", title="Experiment", icon=":material/science:"),
+    st.Page("views/bandit.py", title="Bandit", icon=":material/casino:"),
+    st.Page("views/planning.py", title="Planning", icon=":material/event:"),
+    st.Page("views/replay.py", title="Replay", icon=":material/replay:"),
+    st.Page("views/models.py", title="Models", icon=":material/model_training:"),
+    st.Page("views/health.py", title="Health", icon=":material/monitor_heart:"),
+]
+if _log_out is not None:
+    _pages.append(
+        st.Page(_log_out, title="Log out", icon=":material/logout:", url_path="logout")
+    )
+st.navigation(_pages, position="top").run()

@@ -98,12 +98,21 @@ def _differences(
 
 
 def cumulative(
-    series: Sequence[Series], metric: MetricReport, colour_of: Mapping[str, str]
+    series: Sequence[Series],
+    metric: MetricReport,
+    colour_of: Mapping[str, str],
+    *,
+    time: str = "Time at which windows had closed (UTC)",
 ) -> Chart | None:
     """Draw the value so far over time, with its confidence sequence as a band.
 
     None without two points of time. The band of the first points is cut off: with few
     units it fills the whole range.
+
+    Parameters
+    ----------
+    time : str
+        What the points of time are.
     """
     times = sorted({point.at for each in series for point in each.points})
     if len(times) < 2:
@@ -118,7 +127,7 @@ def cumulative(
     scale = alt.Scale(domain=[max(low, 0.0), high], zero=False, nice=True)
     axis = alt.Axis(format=".3f" if metric.kind == "mean" else ".1%")
     base = alt.Chart(inline(_points(series, metric))).encode(
-        x=time_x("Time at which windows had closed (UTC)", times[-1] - times[0]),
+        x=time_x(time, times[-1] - times[0]),
         color=by_variant([each.variant for each in series], colour_of),
         tooltip=[
             alt.Tooltip("variant:N", title="Variant"),

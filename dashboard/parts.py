@@ -94,7 +94,10 @@ def header(report: Report) -> None:
             if facts.started_at
             else formats.NOTHING,
             "Units that count": formats.count(counted),
-            "Window still open": formats.count(open_units),
+            # A chosen range of days knows no units whose window is open.
+            "Window still open": formats.NOTHING
+            if report.days
+            else formats.count(open_units),
             "Attribution window": formats.span(facts.attribution_window),
             "Last exposure": formats.ago(facts.last_exposure_at, report.as_of),
         }

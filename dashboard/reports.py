@@ -6,10 +6,11 @@ time.
 """
 
 import atexit
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Hashable
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,9 +19,13 @@ import streamlit as st
 from experiment_service.analysis.planning import Design
 from experiment_service.config import Settings
 from experiment_service.replay.comparison import ReplayReport
-from experiment_service.replay.service import replay_experiment
+from experiment_service.replay.export import Content
+from experiment_service.replay.service import export_experiment, replay_experiment
 from experiment_service.reporting import (
+    Days,
+    Journey,
     ListedExperiment,
+    ModelReport,
     Operations,
     OverviewRow,
     Report,
@@ -30,6 +35,9 @@ from experiment_service.reporting.planning import Plan, make_plan
 
 #: Seconds between two looks of a page at its numbers.
 REFRESH_SECONDS = 5
+
+#: Values kept before old ones are dropped.
+_MOST_KEPT = 100
 
 _Value = TypeVar("_Value")
 
@@ -65,7 +73,19 @@ class Fresh:
             value = build()
             took = self._clock() - started
             self._values[key] = (started + max(self._seconds, 10 * took), value)
+            self._forget(started)
             return value
+
+    def _forget(self, now: float) -> None:
+        """Drop what is old once much is kept; addresses can ask for any days."""
+        with self._lock:
+            if len(self._values) <= _MOST_KEPT:
+                return
+            old = [key for key, (until, _) in self._values.items() if until < now]
+            for key in old:
+                del self._values[key]
+                # Whoever holds the lock still may build once more than needed.
+                self._building.pop(key, None)
 
 
 class _Door:
@@ -111,18 +131,55 @@ def overview() -> tuple[OverviewRow, ...]:
     return door.fresh.get("overview", lambda: door.reports.overview(as_of=_now()))
 
 
-def report(key: str) -> Report:
-    """Return the report of an experiment."""
+def report(key: str, days: Days | None = None) -> Report:
+    """Return the report of an experiment, of units first exposed on some days or all."""
     door = _door()
     return door.fresh.get(
-        ("report", key), lambda: door.reports.report(key, as_of=_now())
+        ("report", key, days),
+        lambda: door.reports.report(key, as_of=_now(), days=days),
     )
+
+
+def journey(key: str, days: Days | None = None) -> Journey:
+    """Return funnel and positions of an experiment."""
+    door = _door()
+    return door.fresh.get(
+        ("journey", key, days),
+        lambda: door.reports.journey(key, as_of=_now(), days=days),
+    )
+
+
+def models() -> tuple[ModelReport, ...]:
+    """Return every model with its versions and what it serves."""
+    door = _door()
+    return door.fresh.get("models", door.reports.models)
 
 
 def operations() -> Operations:
     """Say how the service as a whole is doing."""
     door = _door()
     return door.fresh.get("operations", lambda: door.reports.operations(as_of=_now()))
+
+
+def export(key: str, content: Content, ending: str) -> bytes:
+    """Return a file of what an experiment recorded; ending is .csv or .parquet."""
+    settings = Settings.from_environment()
+    with tempfile.TemporaryDirectory(prefix="experiment-service-") as folder:
+        path = Path(folder) / f"{key}-{content}{ending}"
+        export_experiment(
+            settings.database_url,
+            settings.data_dir,
+            key,
+            content,
+            path,
+            cutoff=_now(),
+        )
+        return path.read_bytes()
+
+
+def today() -> date:
+    """Return the day it is, in UTC."""
+    return _now().date()
 
 
 def replay(

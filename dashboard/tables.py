@@ -6,7 +6,7 @@ Every text that comes from data is escaped.
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 
-from dashboard import formats
+from dashboard import formats, sparkline
 from experiment_service.analysis.interval import Estimate, Interval
 from experiment_service.domain.metric import MetricKind
 from experiment_service.reporting import (
@@ -47,13 +47,28 @@ _GUARDRAIL = {
 }
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, caption: str) -> str:
-    """Lay out cells that are HTML already; headers ending in ``#`` hold numbers."""
+def table(
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    caption: str,
+    plain_header: bool = True,
+) -> str:
+    """Lay out cells that are HTML already; headers ending in ``#`` hold numbers.
+
+    Parameters
+    ----------
+    plain_header : bool
+        Whether headers are text; else they are HTML too.
+    """
     numeric = [name.endswith("#") for name in header]
     classes = [' class="number"' if each else "" for each in numeric]
+    names = [name.removesuffix("#") for name in header]
+    if plain_header:
+        names = [escape(name) for name in names]
     head = "".join(
-        f'<th scope="col"{c}>{escape(name.removesuffix("#"))}</th>'
-        for name, c in zip(header, classes, strict=True)
+        f'<th scope="col"{c}>{name}</th>'
+        for name, c in zip(names, classes, strict=True)
     )
     body = "".join(
         "<tr>"
@@ -93,7 +108,16 @@ def variant_name(key: str, colour: str, *, control: bool) -> str:
 def overview_table(rows: Sequence[OverviewRow]) -> str:
     """List experiments; each name leads to its page."""
     return table(
-        ("Experiment", "Kind", "State", "Running#", "Units#", "Health", "Result"),
+        (
+            "Experiment",
+            "Kind",
+            "State",
+            "Running#",
+            "Units#",
+            "Health",
+            "Difference to control",
+            "Result",
+        ),
         [
             (
                 f'<a href="experiment?experiment={escape(row.facts.key)}" '
@@ -108,11 +132,13 @@ def overview_table(rows: Sequence[OverviewRow]) -> str:
                 formats.NOTHING
                 if row.facts.state == "draft"
                 else status_chip(row.health),
+                sparkline.forest(row),
                 verdict_chip(row.summary.verdict) + small(row.summary.sentence),
             )
             for row in rows
         ],
-        caption="Experiments",
+        caption="Experiments; the lines are intervals that hold at every look for the "
+        "metric that decides, the dashed line is no difference",
     )
 
 
@@ -133,7 +159,11 @@ def result_table(
                 variant_name(variant.key, swatch, control=variant.control),
                 formats.NOTHING if weight is None else formats.share(weight),
                 formats.count(result.units)
-                + small(f"{formats.count(result.open_units)} more open"),
+                + small(
+                    ""
+                    if report.days
+                    else f"{formats.count(result.open_units)} more open"
+                ),
                 _estimate(result.any_time, lambda i: formats.value(i.estimate, kind))
                 + _range(result.any_time, lambda i: formats.value_range(i, kind)),
                 *_comparison(compared.get(variant.key), metric),

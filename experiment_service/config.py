@@ -6,11 +6,12 @@ README lists each; a test demands that.
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from experiment_service.errors import InvalidRequest
+from experiment_service.passwords import check_hash
 
 PREFIX = "EXPERIMENT_SERVICE_"
 
@@ -33,6 +34,13 @@ class Settings:
         Accepted events that may wait for the database before the API answers 503.
     snapshot_poll_seconds : float
         Longest time until a change is seen when its notification was lost.
+    dashboard_password_hash : str or None
+        Of the dashboard's password, as the command hash-password prints it.
+    oidc_metadata_url, oidc_client_id, oidc_client_secret, oidc_redirect_url : str or None
+        Of the OpenID Connect provider that the dashboard's users log in with.
+    oidc_allowed : str or None
+        Addresses (ana@shop.example) and domains (@shop.example) that may enter, with
+        commas between; * for all that the provider knows.
     """
 
     database_url: str | None = None
@@ -42,6 +50,12 @@ class Settings:
     dashboard_port: int = 8501
     journal_max_bytes: int = 1 << 30
     snapshot_poll_seconds: float = 5.0
+    dashboard_password_hash: str | None = field(default=None, repr=False)
+    oidc_metadata_url: str | None = None
+    oidc_client_id: str | None = None
+    oidc_client_secret: str | None = field(default=None, repr=False)
+    oidc_redirect_url: str | None = None
+    oidc_allowed: str | None = None
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] | None = None) -> "Settings":
@@ -62,7 +76,8 @@ class Settings:
             try:
                 values[name] = _READERS.get(name, str)(raw)
             except ValueError as error:
-                problems.append(f"{variable} is {raw!r}; {error}")
+                shown = "set, but not well" if name in _SECRET else repr(raw)
+                problems.append(f"{variable} is {shown}; {error}")
         known = set(variables().values())
         problems += [
             f"{variable} is not a setting; the settings are {', '.join(sorted(known))}"
@@ -71,6 +86,7 @@ class Settings:
             and not variable.startswith(f"{PREFIX}TEST_")
             and variable not in known
         ]
+        problems += _login_problems(values)
         if problems:
             raise InvalidRequest("; ".join(problems))
         return cls(**values)
@@ -94,6 +110,24 @@ def variables() -> dict[str, str]:
     }
 
 
+def _login_problems(values: Mapping[str, Any]) -> list[str]:
+    """Say what is wrong with the settings of the login taken together."""
+    names = [name for name in variables() if name.startswith("oidc_")]
+    given = [name for name in names if name in values]
+    missing = [variables()[name] for name in names if name not in values]
+    problems = []
+    if given and missing:
+        problems.append(
+            f"{', '.join(missing)} must be set too, as {variables()[given[0]]} is"
+        )
+    if given and "dashboard_password_hash" in values:
+        problems.append(
+            f"{variables()['dashboard_password_hash']} and {variables()[given[0]]} are "
+            "both set; the dashboard has one kind of login"
+        )
+    return problems
+
+
 def _whole(low: int, high: int) -> Callable[[str], int]:
     def read(raw: str) -> int:
         rule = f"it must be a whole number from {low} to {high}"
@@ -115,10 +149,29 @@ def _seconds(raw: str) -> float:
     return value
 
 
+def _metadata_url(raw: str) -> str:
+    if not raw.startswith(("https://", "http://localhost", "http://127.0.0.1")):
+        raise ValueError("it must start with https://")
+    return raw
+
+
+def _redirect_url(raw: str) -> str:
+    if not raw.startswith(("https://", "http://")) or not raw.endswith(_CALLBACK):
+        raise ValueError(f"it must be the dashboard's own address with {_CALLBACK}")
+    return raw
+
+
+_CALLBACK = "/oauth2callback"
+#: Settings whose value no message repeats.
+_SECRET = frozenset({"dashboard_password_hash", "oidc_client_secret"})
+
 _READERS: Mapping[str, Callable[[str], Any]] = {
     "data_dir": Path,
     "port": _whole(1, 65_535),
     "dashboard_port": _whole(1, 65_535),
     "journal_max_bytes": _whole(1 << 20, 1 << 40),
     "snapshot_poll_seconds": _seconds,
+    "dashboard_password_hash": check_hash,
+    "oidc_metadata_url": _metadata_url,
+    "oidc_redirect_url": _redirect_url,
 }

@@ -3,6 +3,8 @@
 import streamlit as st
 
 from dashboard import charts, encodings, formats, parts, reports, tables
+from experiment_service.analysis.gain import Gain
+from experiment_service.analysis.interval import Interval, Withheld
 from experiment_service.reporting import BanditReport, Report
 
 
@@ -30,6 +32,7 @@ def _live() -> None:
             query_params={"experiment": key},
         )
         _policy(report, bandit)
+        _gain(report, bandit)
         _traffic(report)
         _beliefs(report, bandit)
         _history(report, bandit)
@@ -59,6 +62,69 @@ def _policy(report: Report, bandit: BanditReport) -> None:
             if bandit.mode == "redraw"
             else "keep their variant",
         }
+    )
+
+
+def _gain(report: Report, bandit: BanditReport) -> None:
+    st.subheader("What the weights earned", anchor=False)
+    gain, kind = bandit.gain, report.reward.kind
+    control = parts.escape_markdown(report.facts.control)
+    if isinstance(gain, Withheld):
+        st.caption(f"No gain over {control} can be given. {gain.reason}")
+    else:
+        found = gain.difference
+        parts.facts_row(
+            {
+                f"Earned per {'exposure' if kind == 'ratio' else 'visitor'}": formats.value(
+                    gain.earned, kind
+                ),
+                f"With {report.facts.control} alone": formats.value(gain.control, kind),
+                "Gain": formats.difference(found.estimate, kind),
+                f"{found.level:.0%} interval, at any look": formats.difference_range(
+                    found, kind
+                ),
+                "Visitors behind it": formats.count(gain.units),
+            }
+        )
+        st.caption(
+            f"{_gain_in_words(report, gain)} The value of {control} alone is estimated "
+            "from its own share of the traffic by the logged propensities "
+            f"(effective sample {_size(found)}). {found.validity}"
+        )
+    advice = bandit.advice
+    show = st.success if advice.action == "stop" else st.info
+    cost = (
+        ""
+        if advice.expected_loss is None
+        else f" Choosing {advice.leader} now costs "
+        f"{formats.loss(advice.expected_loss, kind)} on average if it is not the best."
+    )
+    show(
+        f"**{parts.escape_markdown(advice.sentence)}**"
+        f"{parts.escape_markdown(cost)} {advice.rule}",
+        icon=":material/flag:",
+    )
+
+
+def _gain_in_words(report: Report, gain: Gain) -> str:
+    found = gain.difference
+    if not found.excludes_zero:
+        return "The interval holds 0: no gain or loss over control is established yet."
+    better = (found.estimate > 0) == (report.reward.direction == "higher")
+    return (
+        "The traffic that moved away from control earned more than control would have."
+        if better
+        else "The traffic that moved away from control earned less than control would "
+        "have."
+    )
+
+
+def _size(interval: Interval) -> str:
+    overlap = interval.overlap
+    return (
+        formats.NOTHING
+        if overlap is None
+        else formats.count(overlap.effective_sample_size)
     )
 
 

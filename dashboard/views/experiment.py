@@ -2,8 +2,18 @@
 
 import streamlit as st
 
-from dashboard import charts, encodings, parts, reports, tables
-from experiment_service.reporting import Report
+from dashboard import (
+    charts,
+    downloads,
+    encodings,
+    filters,
+    formats,
+    journey_charts,
+    parts,
+    reports,
+    tables,
+)
+from experiment_service.reporting import Journey, Report
 
 
 @st.fragment(run_every=reports.REFRESH_SECONDS)
@@ -13,13 +23,16 @@ def _live() -> None:
         if key is None:
             st.info("There are no experiments yet.", icon=":material/science:")
             return
-        report = reports.report(key)
+        days = filters.choose_days(key)
+        report = reports.report(key, days)
         parts.header(report)
-        parts.summary_box(report.summary)
+        if days is None:
+            # A verdict is for all days: one on chosen days would pass for it.
+            parts.summary_box(report.summary)
         if report.bandit is not None:
             st.page_link(
                 "views/bandit.py",
-                label="Weights, posteriors and P(best) are on the page Bandit",
+                label="Weights, gain, posteriors and P(best) are on the page Bandit",
                 icon=":material/casino:",
                 query_params={"experiment": key},
             )
@@ -29,23 +42,12 @@ def _live() -> None:
         _result(report)
         _over_time(report)
         _all_metrics(report)
+        _journey(report, reports.journey(key, days))
+        downloads.section(report)
 
 
 def _result(report: Report) -> None:
-    names = [metric.name for metric in report.metrics]
-    titles = {metric.name: metric.title for metric in report.metrics}
-    chosen = st.segmented_control(
-        "Metric",
-        names,
-        default=names[0],
-        format_func=lambda name: (
-            titles[name] + (" (decides)" if name == names[0] else "")
-        ),
-        key=f"metric {report.facts.key}",
-        required=True,
-        label_visibility="collapsed",
-    )
-    metric = report.metrics[names.index(chosen or names[0])]
+    metric = filters.choose_metric(report.facts.key, report.metrics)
     colour_of = encodings.colours(report.facts)
     st.html(tables.result_table(report, metric, colour_of))
     st.subheader(f"Difference to {report.facts.control}", anchor=False)
@@ -68,12 +70,22 @@ def _over_time(report: Report) -> None:
     st.caption(
         "All units whose attribution window had closed by then. The bands hold at every "
         "point of time at once, so looking as often as you like is allowed."
+        if report.days is None
+        else "Units first exposed on these days, added up day by day. The bands hold at "
+        "every point of time at once."
     )
     parts.chart(
         charts.cumulative(
-            report.series, report.reward, encodings.colours(report.facts)
+            report.series,
+            report.reward,
+            encodings.colours(report.facts),
+            time="Time at which windows had closed (UTC)"
+            if report.days is None
+            else "End of the day of first exposure (UTC)",
         ),
-        instead="The first windows have not closed yet.",
+        instead="The first windows have not closed yet."
+        if report.days is None
+        else "Two days with units are needed to draw a course over time.",
         key="Reward so far",
     )
 
@@ -81,6 +93,33 @@ def _over_time(report: Report) -> None:
 def _all_metrics(report: Report) -> None:
     st.subheader("All metrics", anchor=False)
     st.html(tables.metrics_table(report, report.metrics))
+
+
+def _journey(report: Report, journey: Journey) -> None:
+    colour_of = encodings.colours(report.facts)
+    st.subheader("From exposure to purchase", anchor=False)
+    st.html(journey_charts.funnel_table(journey, colour_of, report.facts.control))
+    st.subheader("Clicks by position", anchor=False)
+    shown = len(journey.places)
+    st.caption(
+        "Share of all exposed visitors who clicked on the position at least once within "
+        f"the attribution window, with {journey.level:.0%} intervals that hold at every "
+        "look. Few look far down a carousel, so positions compare across variants and "
+        "not with each other."
+        + (
+            f" The first {shown} of {formats.count(journey.length)} positions."
+            if journey.length > shown
+            else ""
+        )
+    )
+    parts.chart(
+        journey_charts.positions(journey.places, colour_of),
+        instead="Nobody has clicked on a position yet, among visitors who count.",
+        key="Clicks by position",
+    )
+    if journey.places:
+        with st.expander("The numbers by position"):
+            st.html(journey_charts.positions_table(journey.places))
 
 
 _live()

@@ -1,6 +1,8 @@
 """Commands that run the service, and care for its database."""
 
 import argparse
+import getpass
+import sys
 from typing import Any
 
 from dashboard import server
@@ -9,6 +11,7 @@ from experiment_service.api.app import serve
 from experiment_service.cli.common import open_engine
 from experiment_service.config import Settings
 from experiment_service.errors import InvalidRequest
+from experiment_service.passwords import hash_password
 from experiment_service.storage import experiments as storage
 from experiment_service.storage.database import migrate, running_database, transaction
 from experiment_service.storage.events import rebuild_outcomes
@@ -31,6 +34,10 @@ def add_services(commands: Any) -> None:  # noqa: ANN401 - argparse names no typ
     worker.set_defaults(command=_worker)
     dashboard = commands.add_parser("dashboard", help="run the dashboard")
     dashboard.set_defaults(command=_dashboard)
+    hashed = commands.add_parser(
+        "hash-password", help="ask for the dashboard's password and print its hash"
+    )
+    hashed.set_defaults(command=_hash_password)
     migrate = commands.add_parser("migrate", help="bring the schema up to date")
     migrate.add_argument("--revision", default="head", help="a revision, -1 or base")
     migrate.set_defaults(command=_migrate)
@@ -70,6 +77,16 @@ def _worker(settings: Settings, _: argparse.Namespace) -> None:
 
 def _dashboard(settings: Settings, _: argparse.Namespace) -> None:
     server.run(settings)
+
+
+def _hash_password(_: Settings, __: argparse.Namespace) -> None:
+    if sys.stdin.isatty():
+        password = getpass.getpass("Password of the dashboard: ")
+        if getpass.getpass("Once more: ") != password:
+            raise InvalidRequest("the two passwords differ; nothing was made")
+    else:
+        password = sys.stdin.readline().rstrip("\n")
+    print(hash_password(password))
 
 
 def _migrate(settings: Settings, parsed: argparse.Namespace) -> None:

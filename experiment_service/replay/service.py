@@ -7,6 +7,7 @@ from pathlib import Path
 from experiment_service.replay.choice import parse_policy
 from experiment_service.replay.comparison import ReplayReport, compare
 from experiment_service.replay.experiment import read_experiment
+from experiment_service.replay.export import Content, export
 from experiment_service.storage import database
 
 
@@ -68,3 +69,33 @@ def replay_experiment(
 
     plan = log.plan(chosen, estimator=estimator)
     return compare(log.rounds, plan, source=log.source, progress=advance)
+
+
+def export_experiment(
+    database_url: str | None,
+    data_dir: Path,
+    key: str,
+    content: Content,
+    path: Path,
+    *,
+    cutoff: datetime,
+) -> int:
+    """Write what an experiment recorded to a file, as `export` does.
+
+    Parameters
+    ----------
+    database_url, data_dir
+        As of `Reports`.
+
+    Raises
+    ------
+    InvalidRequest, NotFound
+        As `export`.
+    Unavailable
+        When the database does not answer.
+    """
+    with (
+        database.reading_engine(database_url, data_dir, name="export") as engine,
+        database.transaction(engine) as connection,
+    ):
+        return export(connection, key, content, path, cutoff=cutoff)

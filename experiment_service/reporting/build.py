@@ -102,7 +102,12 @@ def overview(
 def list_experiments(connection: Connection) -> tuple[ListedExperiment, ...]:
     """Name every experiment, in the order of `overview`."""
     listed = [
-        ListedExperiment(key=each.key, kind=each.declaration.kind, state=each.state)
+        ListedExperiment(
+            key=each.key,
+            kind=each.declaration.kind,
+            state=each.state,
+            started_at=each.started_at,
+        )
         for each in storage.list_experiments(connection)
     ]
     return tuple(sorted(listed, key=lambda each: _STATES.index(each.state)))

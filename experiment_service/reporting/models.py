@@ -215,4 +215,5 @@ def _is_number(value: object) -> bool:
 
 
 def _number(value: object) -> float | None:
-    return float(value) if isinstance(value, int | float) else None
+    """Return a number as it was stored, so that a count stays one."""
+    return value if isinstance(value, int | float) else None

@@ -532,6 +532,7 @@ class ListedExperiment:
     key: str
     kind: ExperimentKind
     state: ExperimentState
+    started_at: datetime | None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,6 +16,7 @@ from experiment_service.domain.declaration import parse_declaration
 from experiment_service.domain.event import Exposure, Interaction
 from experiment_service.domain.experiment import Epoch, ExperimentState
 from experiment_service.storage import experiments as storage
+from experiment_service.storage import models
 from experiment_service.storage.database import create_engine, transaction
 from experiment_service.storage.events import store_events
 from policies.probability_best import probability_best
@@ -83,14 +84,16 @@ class Recorder:
 
     def interact(self, exposure, kind, delay):
         at = exposure.exposed_at + timedelta(seconds=delay)
+        # Two of three at the top, without a draw that would move all the others.
+        position = 2 if exposure.id.int % 3 == 0 else 1
         self.interactions.append(
             Interaction(
                 id=self.uuid(at),
                 exposure_id=exposure.id,
                 unit_id=exposure.unit_id,
                 kind=kind,
-                item_id="a",
-                position=1,
+                item_id="ab"[position - 1],
+                position=position,
                 value=None,
                 occurred_at=at,
             )
@@ -244,6 +247,54 @@ def look(connection, experiment, epoch, counted, *, now, moves):
     return epoch
 
 
+EVALUATION = {
+    "protocol": "Lists of 10 against what units had in the last fifth of the time.",
+    "k": 10,
+    "units": 2469,
+    "precision": 0.1234,
+    "ndcg": {"estimate": 0.2345, "low": 0.21, "high": 0.26},
+    "coverage": None,
+}
+
+
+def seed_model(connection, name, status, *, now, passed=True):
+    """A version of a model, decided upon; a rejected one failed its second check."""
+    checks = [
+        {"name": "items in the default list", "value": 50, "threshold": 50},
+        {"name": "share of own lists", "value": 0.9 if passed else 0.02},
+    ]
+    defaults = {"threshold": 0.5, "rule": "at least"}
+    checks = [{**defaults, **each} for each in checks]
+    checks = [{**c, "passed": c["value"] >= c["threshold"]} for c in checks]
+    version = models.insert_version(
+        connection,
+        name=name,
+        recommender=name.replace("-", "_"),
+        parameters={"depth": 50, "seed": 0},
+        metrics={"trained_on": {"units": 2469}, "repeats allowed": EVALUATION},
+        checklist=checks,
+        data_from=now - timedelta(days=200),
+        data_to=now - timedelta(days=10),
+        data_digest="d1" * 32,
+        code_version="0.1.0",
+        artifact=f"models/{name}/1" if passed else "",
+        sha256="a1" * 32 if passed else "",
+        now=now,
+    )
+    reason = "every check passed" if passed else "share of own lists is 0.02"
+    models.decide(
+        connection, version.id, status, decided_by="ana", reason=reason, now=now
+    )
+
+
+def seed_models(connection, *, now):
+    """Two versions of `als`, the second of which failed its gate, and two others."""
+    live, rejected = models.ModelStatus.LIVE, models.ModelStatus.REJECTED
+    for name in RATES:
+        seed_model(connection, name, live, now=now)
+    seed_model(connection, "als", rejected, now=now, passed=False)
+
+
 def seed(connection, *, now, size):
     """Fill a database with five experiments and about 10 `size` units."""
     recorder = Recorder(np.random.default_rng(7))
@@ -279,6 +330,7 @@ def seed(connection, *, now, size):
         ),
     }
     storage.create_experiment(connection, declare(DRAFT), now=now - day)
+    seed_models(connection, now=now - day)
     storage.set_state(
         connection,
         experiments[STOPPED],
