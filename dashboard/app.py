@@ -15,7 +15,7 @@ st.set_page_config(
     page_title="Experiment Service", page_icon=str(_HERE / "icon.svg"), layout="wide"
 )
 st.html(_HERE / "style.css")
-_log_out = login.require()
+_gate = login.gate()
 _pages = [
     st.Page("views/overview.py", title="Overview", icon=":material/list:"),
     st.Page("views/experiment.py", title="Experiment", icon=":material/science:"),
@@ -25,8 +25,15 @@ _pages = [
     st.Page("views/models.py", title="Models", icon=":material/model_training:"),
     st.Page("views/health.py", title="Health", icon=":material/monitor_heart:"),
 ]
-if _log_out is not None:
+if _gate.entered and _gate.log_out is not None:
     _pages.append(
-        st.Page(_log_out, title="Log out", icon=":material/logout:", url_path="logout")
+        st.Page(
+            _gate.log_out, title="Log out", icon=":material/logout:", url_path="logout"
+        )
     )
-st.navigation(_pages, position="top").run()
+# Known before anyone is let in, so that the address asked for is where one arrives.
+_page = st.navigation(_pages, position="top" if _gate.entered else "hidden")
+if _gate.entered:
+    _page.run()
+else:
+    _gate.ask()

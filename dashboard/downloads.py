@@ -78,7 +78,7 @@ def _raw(report: Report) -> None:
         )
         refusal = _refusal(report, content)
         st.download_button(
-            "Make the file",
+            f"Make {content}{ending}",
             lambda: reports.export(key, content, ending),
             file_name=f"{key}-{content}{ending}",
             mime=_FORMATS[ending][1],

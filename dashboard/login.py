@@ -1,6 +1,6 @@
 """Who may look: nobody asks on loopback, else a password or an OpenID Connect provider.
 
-`app.py` calls `require` before any page runs. A password is checked against its scrypt
+`app.py` asks `gate` before any page runs. A password is checked against its scrypt
 hash; a signed cookie then keeps the browser in for some hours, as each reload is a new
 session of Streamlit's. OpenID Connect is Streamlit's own `st.login`.
 """
@@ -10,6 +10,8 @@ import hmac
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 
 import streamlit as st
 
@@ -79,42 +81,52 @@ def _attempts() -> tuple[Attempts, threading.Lock]:
     return Attempts(time.monotonic), threading.Lock()
 
 
-def require() -> Callable[[], None] | None:
-    """Let the script go on only for who may look.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gate:
+    """Whether this session is let in.
 
-    Returns
-    -------
-    callable or None
-        Logs out; None when nobody has to log in.
+    Attributes
+    ----------
+    entered : bool
+    ask : callable
+        Draws what stands in place of a page until then.
+    log_out : callable or None
+        None when nobody has to log in.
     """
+
+    entered: bool
+    ask: Callable[[], None]
+    log_out: Callable[[], None] | None
+
+
+def gate() -> Gate:
+    """Look whether this session is let in, by its own state or its browser's cookie."""
     try:
         settings = Settings.from_environment()
     except ExperimentServiceError as error:
-        parts.refusal(error)
-        st.stop()
-    if not has_login(settings):
-        return None
-    if settings.dashboard_password_hash is not None:
-        _require_password(settings.dashboard_password_hash)
-        return _leave
-    _require_user(settings.oidc_allowed or "")
-    return st.logout
+        return Gate(entered=False, ask=partial(parts.refusal, error), log_out=None)
+    stored = settings.dashboard_password_hash
+    if stored is not None:
+        return Gate(
+            entered=_has_password(stored), ask=partial(_ask, stored), log_out=_leave
+        )
+    if has_login(settings):
+        return _gate_of_user(settings.oidc_allowed or "")
+    return Gate(entered=True, ask=_head, log_out=None)
 
 
-def _require_password(stored: str) -> None:
+def _has_password(stored: str) -> bool:
     state = st.session_state
     if _UNTIL not in state and not state.get(_LEFT):
         token = st.context.cookies.get(_COOKIE)
         if token is not None and is_valid(token, stored, now=time.time()):
             state[_UNTIL] = float(token.partition(".")[0])
-    if state.get(_UNTIL, 0.0) > time.time():
-        if _GIVE in state:
-            _set_cookie(state.pop(_GIVE), HOURS * 3600)
-        return
-    if state.get(_LEFT):
+    entered = bool(state.get(_UNTIL, 0.0) > time.time())
+    if entered and _GIVE in state:
+        _set_cookie(state.pop(_GIVE), HOURS * 3600)
+    if not entered and state.get(_LEFT):
         _set_cookie("", 0)
-    _ask(stored)
-    st.stop()
+    return entered
 
 
 def _ask(stored: str) -> None:
@@ -197,14 +209,20 @@ def _leave() -> None:
     st.rerun()
 
 
-def _require_user(allowed: str) -> None:
+def _gate_of_user(allowed: str) -> Gate:
     if not st.user.get("is_logged_in", False):
-        _head()
-        st.button("Log in", type="primary", icon=":material/login:", on_click=st.login)
-        st.stop()
+        return Gate(entered=False, ask=_ask_provider, log_out=None)
     address = str(st.user.get("email", ""))
-    if may_enter(address, allowed, verified=st.user.get("email_verified", True)):
-        return
+    entered = may_enter(address, allowed, verified=st.user.get("email_verified", True))
+    return Gate(entered=entered, ask=partial(_refuse, address), log_out=st.logout)
+
+
+def _ask_provider() -> None:
+    _head()
+    st.button("Log in", type="primary", icon=":material/login:", on_click=st.login)
+
+
+def _refuse(address: str) -> None:
     _head()
     st.error(
         f"{parts.escape_markdown(address or 'Your account')} may not look at this "
@@ -212,7 +230,6 @@ def _require_user(allowed: str) -> None:
         icon=":material/lock:",
     )
     st.button("Log out", on_click=st.logout)
-    st.stop()
 
 
 def may_enter(address: str, allowed: str, *, verified: object = True) -> bool:

@@ -6,7 +6,16 @@ import pytest
 
 from experiment_service.config import Settings, variables
 from experiment_service.errors import InvalidRequest
+from experiment_service.passwords import hash_password
 
+OIDC = {
+    "EXPERIMENT_SERVICE_OIDC_METADATA_URL": "https://id.example/.well-known/openid",
+    "EXPERIMENT_SERVICE_OIDC_CLIENT_ID": "dashboard",
+    "EXPERIMENT_SERVICE_OIDC_CLIENT_SECRET": "very secret",
+    "EXPERIMENT_SERVICE_OIDC_REDIRECT_URL": "https://shop.example/oauth2callback",
+    "EXPERIMENT_SERVICE_OIDC_ALLOWED": "@shop.example",
+}
+PASSWORD_HASH = "EXPERIMENT_SERVICE_DASHBOARD_PASSWORD_HASH"
 ALL = {
     "DATABASE_URL": "postgresql://host/shop",
     "EXPERIMENT_SERVICE_DATA_DIR": "/data",
@@ -15,11 +24,12 @@ ALL = {
     "EXPERIMENT_SERVICE_DASHBOARD_PORT": "9001",
     "EXPERIMENT_SERVICE_JOURNAL_MAX_BYTES": "2097152",
     "EXPERIMENT_SERVICE_SNAPSHOT_POLL_SECONDS": "0.5",
+    **OIDC,
 }
 
 
 def test_each_setting_is_read_from_its_variable():
-    assert set(ALL) == set(variables().values())
+    assert {*ALL, PASSWORD_HASH} == set(variables().values())
     assert Settings.from_environment(ALL) == Settings(
         database_url="postgresql://host/shop",
         data_dir=Path("/data"),
@@ -28,6 +38,11 @@ def test_each_setting_is_read_from_its_variable():
         dashboard_port=9001,
         journal_max_bytes=2_097_152,
         snapshot_poll_seconds=0.5,
+        oidc_metadata_url="https://id.example/.well-known/openid",
+        oidc_client_id="dashboard",
+        oidc_client_secret="very secret",
+        oidc_redirect_url="https://shop.example/oauth2callback",
+        oidc_allowed="@shop.example",
     )
 
 
@@ -50,6 +65,40 @@ def test_a_poll_is_some_seconds(seconds):
     variable = "EXPERIMENT_SERVICE_SNAPSHOT_POLL_SECONDS"
     with pytest.raises(InvalidRequest, match=r"it must be seconds from 0\.1 to 3600"):
         Settings.from_environment({variable: seconds})
+
+
+def test_a_hash_is_one_of_ours_and_no_message_repeats_it():
+    stored = hash_password("a good password")
+    settings = Settings.from_environment({PASSWORD_HASH: stored})
+    assert settings.dashboard_password_hash == stored
+    assert stored not in repr(settings)
+    for wrong in ("a good password", stored[:-8], stored.replace("16384", "2")):
+        with pytest.raises(InvalidRequest, match="hash-password") as refusal:
+            Settings.from_environment({PASSWORD_HASH: wrong})
+        assert wrong not in refusal.value.message
+
+
+def test_the_login_of_a_provider_needs_all_its_settings():
+    incomplete = dict(OIDC)
+    del incomplete["EXPERIMENT_SERVICE_OIDC_ALLOWED"]
+    with pytest.raises(InvalidRequest, match="OIDC_ALLOWED must be set too"):
+        Settings.from_environment(incomplete)
+    with pytest.raises(InvalidRequest, match="one kind of login"):
+        Settings.from_environment({**OIDC, PASSWORD_HASH: hash_password("long enough")})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "rule"),
+    [
+        ("METADATA_URL", "http://id.example", "must start with https://"),
+        ("REDIRECT_URL", "https://shop.example", "with /oauth2callback"),
+        ("REDIRECT_URL", "shop.example/oauth2callback", "dashboard's own address"),
+    ],
+)
+def test_addresses_of_the_login_are_checked(name, value, rule):
+    variable = f"EXPERIMENT_SERVICE_OIDC_{name}"
+    with pytest.raises(InvalidRequest, match=rule):
+        Settings.from_environment({**OIDC, variable: value})
 
 
 def test_all_problems_are_told_at_once_and_other_programs_are_left_alone():

@@ -19,10 +19,11 @@ from experiment_service.storage import experiments as storage
 from experiment_service.storage.database import transaction
 
 APP = Path(dashboard.__file__).parent / "app.py"
-PAGES = ["overview", "experiment", "bandit", "planning", "replay", "health"]
+PAGES = ["overview", "experiment", "bandit", "planning", "replay", "models", "health"]
 HOME, CART = "home-carousel", "cart-carousel"
 HOUR = timedelta(hours=1)
 SEARCH, EMAIL = "search-carousel", "email-carousel"
+STOPPED = "product-carousel"
 
 
 @pytest.fixture
@@ -62,8 +63,15 @@ def table(test, caption):
     raise AssertionError(f"no table {caption!r}")
 
 
-@pytest.mark.parametrize("experiment", [HOME, CART, SEARCH, EMAIL, "product-carousel"])
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize(
+    ("page", "experiment"),
+    [
+        *(("experiment", key) for key in (HOME, CART, SEARCH, EMAIL, STOPPED)),
+        *((page, key) for page in ("planning", "health") for key in (CART, EMAIL)),
+        ("bandit", CART),
+        ("replay", SEARCH),
+    ],
+)
 def test_every_page_opens(shop, open_page, page, experiment):
     test = open_page(page, shop.url, experiment)
     assert not test.exception
@@ -100,14 +108,16 @@ def test_a_schema_that_is_behind_names_the_command(empty_database_url, open_page
 
 
 def test_overview_shows_units_and_results(shop, open_page):
-    rows = table(open_page("overview", shop.url), ">Experiments<")
+    rows = table(open_page("overview", shop.url), ">Experiments;")
     by_name = {row[0].split()[0]: row for row in rows[1:]}
-    assert list(by_name)[-1] == "product-carousel"
+    assert list(by_name)[-1] == STOPPED
     units = {each.unit_id for each in shop.exposures[HOME]}
     assert by_name[HOME][4] == f"{len(units):,}"
     assert by_name[HOME][5] == "OK"
+    assert by_name[HOME][6].startswith("item-knn +")
     assert by_name[SEARCH][5:] == [
         "Failed",
+        "\N{EN DASH}",
         "Unhealthy Do not use these numbers: sample ratio failed.",
     ]
     assert by_name[EMAIL][2] == "Draft"
