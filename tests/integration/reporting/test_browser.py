@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 
 import httpx
 import pyarrow.parquet as pq
@@ -15,6 +16,7 @@ from playwright.sync_api import expect, sync_playwright
 
 from experiment_service.passwords import hash_password
 from tests.conftest import free_port
+from tests.integration.reporting.provider import Provider
 
 HOME, CART = "home-carousel", "cart-carousel"
 PASSWORD = "a password for tests"
@@ -32,33 +34,44 @@ LOOKS = [("light", 1280), ("dark", 1280), ("dark", 1920), ("light", 1920)]
 NOT_A_NUMBER = re.compile(r"\b(NaN|nan|inf|Infinity|None|null|undefined)\b")
 
 
-@pytest.fixture(scope="module")
-def address(shop, tmp_path_factory):
-    """The dashboard as a process, which asks for a password."""
-    port = free_port()
+@contextmanager
+def dashboard(url, data_dir, port, **settings):
+    """The dashboard as a process, ready to be looked at."""
     environment = {
         **os.environ,
-        "DATABASE_URL": shop.url,
-        "EXPERIMENT_SERVICE_DATA_DIR": str(tmp_path_factory.mktemp("data")),
+        "DATABASE_URL": url,
+        "EXPERIMENT_SERVICE_DATA_DIR": str(data_dir),
         "EXPERIMENT_SERVICE_DASHBOARD_PORT": str(port),
-        "EXPERIMENT_SERVICE_DASHBOARD_PASSWORD_HASH": hash_password(PASSWORD),
+        **{f"EXPERIMENT_SERVICE_{name}": value for name, value in settings.items()},
     }
     process = subprocess.Popen(
         [sys.executable, "-m", "experiment_service", "dashboard"],
         env=environment,
         stdout=subprocess.DEVNULL,
     )
-    url = f"http://127.0.0.1:{port}"
-    for _ in range(300):
-        try:
-            httpx.get(f"{url}/_stcore/health").raise_for_status()
-            break
-        except httpx.TransportError:
-            assert process.poll() is None
-            time.sleep(0.1)
-    yield url
-    process.send_signal(signal.SIGTERM)
-    process.wait(20)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(300):
+            try:
+                httpx.get(f"{address}/_stcore/health").raise_for_status()
+                break
+            except httpx.TransportError:
+                assert process.poll() is None
+                time.sleep(0.1)
+        yield address
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(20)
+
+
+@pytest.fixture(scope="module")
+def address(shop, tmp_path_factory):
+    """A dashboard that asks for a password."""
+    data, hashed = tmp_path_factory.mktemp("data"), hash_password(PASSWORD)
+    with dashboard(
+        shop.url, data, free_port(), DASHBOARD_PASSWORD_HASH=hashed
+    ) as started:
+        yield started
 
 
 @pytest.fixture(scope="module")
@@ -197,3 +210,40 @@ def test_a_wrong_password_stays_outside_and_the_right_one_comes_in(browser, addr
     page.reload()
     expect(page.get_by_label("Password", exact=True)).to_be_visible(timeout=20_000)
     context.close()
+
+
+def test_people_of_a_provider_come_in_by_their_address(browser, shop, tmp_path):
+    port = free_port()
+    data = tmp_path / "data"
+    with (
+        Provider(client="dashboard", secret="of the client") as provider,
+        dashboard(
+            shop.url,
+            data,
+            port,
+            OIDC_METADATA_URL=f"{provider.url}/.well-known/openid-configuration",
+            OIDC_CLIENT_ID="dashboard",
+            OIDC_CLIENT_SECRET="of the client",
+            OIDC_REDIRECT_URL=f"http://127.0.0.1:{port}/oauth2callback",
+            OIDC_ALLOWED="@shop.example",
+        ) as address,
+    ):
+        assert [each.stat().st_mode & 0o777 for each in data.glob("*.toml")] == [0o600]
+        for email, enters in (("eve@evil.example", False), ("ana@shop.example", True)):
+            provider.email = email
+            context = browser.new_context()
+            page = context.new_page()
+            page.goto(address)
+            page.get_by_role("button", name="Log in").click()
+            if enters:
+                heading(page, "Experiments")
+                page.get_by_role("link", name="Log out").click()
+                expect(page.get_by_role("button", name="Log in")).to_be_visible(
+                    timeout=20_000
+                )
+            else:
+                told = page.get_by_text(f"{email} may not look at this dashboard")
+                expect(told).to_be_visible(timeout=20_000)
+            assert (HOME in page.inner_text("body")) is False
+            context.close()
+    assert list(data.glob("*.toml")) == []
