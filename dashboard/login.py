@@ -118,7 +118,7 @@ def gate() -> Gate:
 def _has_password(stored: str) -> bool:
     state = st.session_state
     if _UNTIL not in state and not state.get(_LEFT):
-        token = st.context.cookies.get(_COOKIE)
+        token = _cookie()
         if token is not None and is_valid(token, stored, now=time.time()):
             state[_UNTIL] = float(token.partition(".")[0])
     entered = bool(state.get(_UNTIL, 0.0) > time.time())
@@ -155,7 +155,7 @@ def _head() -> None:
 def _try(password: str, stored: str) -> str | None:
     """Check a password; return why it is refused, None if it is right."""
     attempts, one_at_a_time = _attempts()
-    address = st.context.ip_address or "this machine"
+    address = _address()
     with one_at_a_time:
         wait = attempts.wait(address)
         if wait > 0:
@@ -191,6 +191,14 @@ def is_valid(token: str, stored: str, *, now: float) -> bool:
 def _signature(text: str, stored: str) -> str:
     key = hashlib.sha256(b"experiment-service dashboard:" + stored.encode()).digest()
     return hmac.new(key, text.encode(), hashlib.sha256).hexdigest()
+
+
+def _address() -> str:
+    return st.context.ip_address or "this machine"
+
+
+def _cookie() -> str | None:
+    return st.context.cookies.get(_COOKIE)
 
 
 def _set_cookie(value: str, seconds: int) -> None:
