@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from scipy import stats
+from statsmodels.stats.multitest import multipletests
 
 from experiment_service.analysis.estimate import difference
 from experiment_service.analysis.interval import Withheld
@@ -62,6 +63,17 @@ def test_corrections_are_those_of_the_papers():
     assert corrected(named, "holm")["h0"] == pytest.approx(15 * 0.0001)
     assert found["h3"] == pytest.approx(0.0095 * 15 / 4)
     assert corrected({}, "holm") == {}
+
+
+@pytest.mark.parametrize(
+    ("correction", "theirs"), [("holm", "holm"), ("benjamini_hochberg", "fdr_bh")]
+)
+@pytest.mark.parametrize("count", [1, 2, 17])
+def test_corrections_are_those_of_statsmodels(correction, theirs, count):
+    p = np.round(np.random.default_rng(count).random(count) ** 3, 2)
+    named = {f"h{i}": float(value) for i, value in enumerate(p)}
+    expected = multipletests(p, method=theirs)[1]
+    assert list(corrected(named, correction).values()) == pytest.approx(list(expected))
 
 
 @pytest.mark.parametrize("bad", [-0.1, 1.1, float("nan")])
