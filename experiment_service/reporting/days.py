@@ -18,7 +18,9 @@ def within(cells: MetricCells, days: Days | None) -> MetricCells:
     return dataclasses.replace(
         cells,
         moments={c: m for c, m in cells.moments.items() if first <= c.day <= last},
-        covariates={c: m for c, m in cells.covariates.items() if first <= c.day <= last},
+        covariates={
+            c: m for c, m in cells.covariates.items() if first <= c.day <= last
+        },
         open_units={},
         series={},
     )
