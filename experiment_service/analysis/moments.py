@@ -5,6 +5,7 @@ strata pool exactly by `+`. This module knows no interval and no metric.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 
@@ -83,6 +84,8 @@ class Moments:
                 )
 
     def __add__(self, other: "Moments") -> "Moments":
+        if other.n == 0:
+            return self
         return Moments(
             n=self.n + other.n,
             sum_y=self.sum_y + other.sum_y,
@@ -93,6 +96,7 @@ class Moments:
         )
 
     @classmethod
+    @functools.cache
     def zero(cls) -> "Moments":
         """Return the moments of no units, the neutral element of `+`."""
         return cls(n=0, sum_y=0, sum_yy=0, sum_x=0, sum_xx=0, sum_xy=0)
