@@ -142,7 +142,7 @@ def health_banner(report: Report) -> None:
 
 
 def summary_box(summary: Summary) -> None:
-    """Show the one sentence; an unhealthy report has its banner instead."""
+    """Show what was found and what to do; an unhealthy report has its banner instead."""
     if summary.verdict == "unhealthy":
         return
     shown = {"ahead": st.success, "guardrail": st.warning}
