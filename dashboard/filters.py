@@ -1,4 +1,4 @@
-"""Filters of a page that its address holds: the days of first exposure, the metric."""
+"""Filters of a page that its address holds: days of first exposure, group, metric."""
 
 from collections.abc import Sequence
 from datetime import date
@@ -6,15 +6,24 @@ from datetime import date
 import streamlit as st
 
 from dashboard import reports
-from experiment_service.reporting import Days, MetricReport
+from experiment_service.reporting import Days, Group, MetricReport, SegmentsReport
+from experiment_service.reporting.segments import OTHER_LEVELS
 
 #: Names in the address.
-FIRST, LAST, METRIC = "from", "to", "metric"
+FIRST, LAST, METRIC, GROUP = "from", "to", "metric", "group"
+
+EVERYBODY = "everybody"
 
 EXPLORATORY = (
     "Only visitors first exposed from {first} to {last} (UTC) count below. A range of "
     "days that was chosen after looking is exploratory: among many ranges some show a "
     "difference by chance, and the intervals don't allow for that. Decide on all days."
+)
+
+EXPLORATORY_GROUP = (
+    "Only visitors with {group} count below. A group that was chosen after looking is "
+    "exploratory: the test under By attribute of visitors comes first, and decisions go "
+    "by all visitors."
 )
 
 
@@ -99,6 +108,44 @@ def _write(days: Days, whole: Days) -> None:
             st.query_params.pop(name, None)
         else:
             st.query_params[name] = day.isoformat()
+
+
+def choose_group(key: str, segments: SegmentsReport) -> Group | None:
+    """Ask for units with one value of an attribute; None for all units."""
+    groups = {
+        f"{attribute.attribute}: {level.level}": Group(
+            attribute=attribute.attribute, value=level.level
+        )
+        for attribute in segments.attributes
+        for level in attribute.levels
+        if level.level != OTHER_LEVELS
+    }
+    if not groups:
+        return None
+    field = f"group {key}"
+    names = [EVERYBODY, *groups]
+    if st.session_state.get(field) not in names:
+        asked = st.query_params.get(GROUP, EVERYBODY)
+        if asked not in names:
+            st.toast(
+                "The group of the address is not in the experiment; all are shown."
+            )
+        st.session_state[field] = asked if asked in names else EVERYBODY
+    chosen = st.selectbox(
+        "Visitors", names, key=field, on_change=_follow_group, args=(field,), width=280
+    )
+    if chosen == EVERYBODY:
+        return None
+    st.warning(EXPLORATORY_GROUP.format(group=chosen), icon=":material/filter_alt:")
+    return groups[chosen]
+
+
+def _follow_group(field: str) -> None:
+    chosen = st.session_state[field]
+    if chosen == EVERYBODY:
+        st.query_params.pop(GROUP, None)
+    else:
+        st.query_params[GROUP] = chosen
 
 
 def choose_metric(key: str, metrics: Sequence[MetricReport]) -> MetricReport:

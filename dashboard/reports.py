@@ -23,6 +23,7 @@ from experiment_service.replay.export import Content
 from experiment_service.replay.service import export_experiment, replay_experiment
 from experiment_service.reporting import (
     Days,
+    Group,
     Journey,
     ListedExperiment,
     ModelReport,
@@ -30,6 +31,7 @@ from experiment_service.reporting import (
     OverviewRow,
     Report,
     Reports,
+    SegmentsReport,
 )
 from experiment_service.reporting.planning import Plan, make_plan
 
@@ -131,21 +133,29 @@ def overview() -> tuple[OverviewRow, ...]:
     return door.fresh.get("overview", lambda: door.reports.overview(as_of=_now()))
 
 
-def report(key: str, days: Days | None = None) -> Report:
-    """Return the report of an experiment, of units first exposed on some days or all."""
+def report(key: str, days: Days | None = None, group: Group | None = None) -> Report:
+    """Return the report of an experiment, of units of some days and group or all."""
     door = _door()
     return door.fresh.get(
-        ("report", key, days),
-        lambda: door.reports.report(key, as_of=_now(), days=days),
+        ("report", key, days, group),
+        lambda: door.reports.report(key, as_of=_now(), days=days, group=group),
     )
 
 
-def journey(key: str, days: Days | None = None) -> Journey:
+def journey(key: str, days: Days | None = None, group: Group | None = None) -> Journey:
     """Return funnel and positions of an experiment."""
     door = _door()
     return door.fresh.get(
-        ("journey", key, days),
-        lambda: door.reports.journey(key, as_of=_now(), days=days),
+        ("journey", key, days, group),
+        lambda: door.reports.journey(key, as_of=_now(), days=days, group=group),
+    )
+
+
+def segments(key: str) -> SegmentsReport:
+    """Return the reward of an experiment by the attributes of its units."""
+    door = _door()
+    return door.fresh.get(
+        ("segments", key), lambda: door.reports.segments(key, as_of=_now())
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from html import escape
 
 from dashboard import formats, sparkline
-from experiment_service.analysis.interval import Estimate, Interval
+from experiment_service.analysis.interval import Estimate, Interval, Withheld
 from experiment_service.domain.metric import MetricKind
 from experiment_service.reporting import (
     Check,
@@ -200,6 +200,13 @@ def _comparison(
         + _range(each, lambda i: formats.difference_range(i, metric.kind))
         for each in (comparison.any_time, comparison.planned)
     ]
+    removed = comparison.variance_removed
+    if isinstance(removed, Withheld):
+        differences[0] += small(f"not adjusted: {removed.reason}")
+    elif removed is not None:
+        differences[0] += small(
+            f"CUPED: {formats.share(removed, digits=0)} less variance"
+        )
     lift = comparison.lift_planned
     return (
         differences[0],

@@ -11,9 +11,10 @@ from dashboard import (
     journey_charts,
     parts,
     reports,
+    segment_tables,
     tables,
 )
-from experiment_service.reporting import Journey, Report
+from experiment_service.reporting import Journey, Report, SegmentsReport
 
 
 @st.fragment(run_every=reports.REFRESH_SECONDS)
@@ -24,10 +25,12 @@ def _live() -> None:
             st.info("There are no experiments yet.", icon=":material/science:")
             return
         days = filters.choose_days(key)
-        report = reports.report(key, days)
+        segments = reports.segments(key)
+        group = filters.choose_group(key, segments)
+        report = reports.report(key, days, group)
         parts.header(report)
-        if days is None:
-            # A verdict is for all days: one on chosen days would pass for it.
+        if days is None and group is None:
+            # A verdict is for all units: one on chosen ones would pass for it.
             parts.summary_box(report.summary)
         if report.bandit is not None:
             st.page_link(
@@ -42,7 +45,8 @@ def _live() -> None:
         _result(report)
         _over_time(report)
         _all_metrics(report)
-        _journey(report, reports.journey(key, days))
+        _journey(report, reports.journey(key, days, group))
+        _segments(report, segments)
         downloads.section(report)
 
 
@@ -120,6 +124,33 @@ def _journey(report: Report, journey: Journey) -> None:
     if journey.places:
         with st.expander("The numbers by position"):
             st.html(journey_charts.positions_table(journey.places))
+
+
+def _segments(report: Report, segments: SegmentsReport) -> None:
+    st.subheader("By attribute of visitors", anchor=False)
+    if not segments.attributes:
+        st.caption(
+            "Requests carry no attributes. Send `attributes` with them, such as the "
+            "device, to see whether a variant does better for some visitors."
+        )
+        return
+    st.caption(
+        f"{report.reward.title} of all visitors, by attributes of their first exposure. "
+        "First the test whether the effect differs at all: p-values are corrected for all "
+        "attributes and variants."
+    )
+    st.html(segment_tables.tests_table(segments))
+    colour_of = encodings.colours(report.facts)
+    for attribute in segments.attributes:
+        with st.expander(f"By {attribute.attribute}"):
+            parts.chart(
+                segment_tables.levels(attribute, report.facts.control, colour_of),
+                instead="No interval can be given yet; the table says why.",
+                key=f"Differences by {attribute.attribute}",
+            )
+            st.html(segment_tables.levels_table(attribute, report.facts.control))
+    if segments.left_out:
+        st.caption(f"Not looked at: {', '.join(segments.left_out)}.")
 
 
 _live()

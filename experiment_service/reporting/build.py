@@ -27,6 +27,7 @@ from experiment_service.reporting.summary import summarise
 from experiment_service.reporting.values import (
     Check,
     Days,
+    Group,
     ListedExperiment,
     MetricReport,
     Operations,
@@ -50,6 +51,7 @@ def build_report(
     *,
     as_of: datetime,
     days: Days | None = None,
+    group: Group | None = None,
     level: float = 0.95,
 ) -> Report:
     """Build the report of an experiment.
@@ -61,6 +63,8 @@ def build_report(
     days : Days, optional
         Only units first exposed on them make metrics and series; facts, checks and
         policy are always of all units.
+    group : Group, optional
+        Likewise, only units of it.
     level : float
         Coverage of every interval, in (0, 1).
 
@@ -73,7 +77,15 @@ def build_report(
     reward = experiment.declaration.reward
     catalogue = experiment.declaration.catalogue.values()
     others = [metric for metric in catalogue if metric is not reward]
-    return _build(connection, experiment, [reward, *others], as_of, level, days=days)
+    return _build(
+        connection,
+        experiment,
+        [reward, *others],
+        as_of,
+        level,
+        days=days,
+        group=group,
+    )
 
 
 def overview(
@@ -140,12 +152,18 @@ def _build(
     *,
     with_series: bool = True,
     days: Days | None = None,
+    group: Group | None = None,
 ) -> Report:
     """Build a report on the given metrics, the reward first."""
     traffic = _traffic(connection, experiment, as_of)
     spans = _spans(experiment, as_of) if with_series and days is None else None
     all_cells = reads.moments_by_metric(
-        connection, experiment, metrics, cutoff=as_of, spans=spans
+        connection,
+        experiment,
+        metrics,
+        cutoff=as_of,
+        spans=spans,
+        group=None if group is None else (group.attribute, group.value),
     )
     cells = {name: within(each, days) for name, each in all_cells.items()}
     data = {
@@ -161,10 +179,12 @@ def _build(
         ]
     )
     reward, rewards = metrics[0], cells[metrics[0].name]
-    # Facts, checks and policy are of all units, whatever days the numbers are of.
+    # Facts, checks and policy are of all units, whichever the numbers are of.
     all_rewards, all_data, whole = rewards, data[reward.name], reports[0]
-    if days is not None:
-        all_rewards = all_cells[reward.name]
+    if days is not None or group is not None:
+        all_rewards = reads.moments_by_metric(
+            connection, experiment, [reward], cutoff=as_of
+        )[reward.name]
         all_data = metric_data(reward, all_rewards, traffic.epochs)
         whole = metric_report(experiment, reward, all_rewards, all_data, level=level)
     facts = facts_of(experiment, traffic, as_of=as_of)
@@ -195,6 +215,7 @@ def _build(
         if days is None
         else _daily_series(experiment, reward, rewards, days, level=level),
         days=days,
+        group=group,
     )
 
 

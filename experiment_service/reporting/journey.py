@@ -17,7 +17,7 @@ from experiment_service.domain.experiment import Experiment
 from experiment_service.domain.metric import Metric
 from experiment_service.reporting.days import within
 from experiment_service.reporting.metrics import PLANNED_UNITS, pooled_moments
-from experiment_service.reporting.values import Days
+from experiment_service.reporting.values import Days, Group
 from experiment_service.storage import experiments as storage
 from experiment_service.storage.carousel import carousel_length
 from experiment_service.storage.reads import MetricCells, moments_by_metric
@@ -94,6 +94,7 @@ def build_journey(
     *,
     as_of: datetime,
     days: Days | None = None,
+    group: Group | None = None,
     level: float = 0.95,
 ) -> Journey:
     """Build funnel and positions of an experiment.
@@ -104,6 +105,8 @@ def build_journey(
         Last instant used; units count when their window has closed by then.
     days : Days, optional
         Only units first exposed on them.
+    group : Group, optional
+        Only units of it.
     level : float
         Coverage of every interval, in (0, 1).
 
@@ -120,7 +123,13 @@ def build_journey(
         for position in range(1, min(length, MAX_POSITIONS) + 1)
     }
     metrics = [*steps.values(), *places.values()]
-    cells = moments_by_metric(connection, experiment, metrics, cutoff=as_of)
+    cells = moments_by_metric(
+        connection,
+        experiment,
+        metrics,
+        cutoff=as_of,
+        group=None if group is None else (group.attribute, group.value),
+    )
 
     def reached(metric: Metric) -> tuple[Reach, ...]:
         return _reached(experiment, within(cells[metric.name], days), level=level)

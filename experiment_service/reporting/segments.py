@@ -29,6 +29,8 @@ from experiment_service.reporting.values import (
 from experiment_service.storage import experiments as storage
 from experiment_service.storage import reads
 
+#: Name of the level that holds all units in none of the largest levels.
+OTHER_LEVELS = reads.OTHER_LEVELS
 #: Attributes looked at, and levels of each; what is beyond is named or put together.
 MOST_ATTRIBUTES = 10
 MOST_LEVELS = 8

@@ -16,6 +16,7 @@ from experiment_service.reporting.planning import Baseline, read_baseline
 from experiment_service.reporting.segments import build_segments
 from experiment_service.reporting.values import (
     Days,
+    Group,
     ListedExperiment,
     Operations,
     OverviewRow,
@@ -74,7 +75,14 @@ class Reports:
         with database.transaction(self._engine) as connection:
             return overview(connection, as_of=as_of)
 
-    def report(self, key: str, *, as_of: datetime, days: Days | None = None) -> Report:
+    def report(
+        self,
+        key: str,
+        *,
+        as_of: datetime,
+        days: Days | None = None,
+        group: Group | None = None,
+    ) -> Report:
         """Return the report of an experiment; see `build_report`.
 
         Raises
@@ -85,10 +93,15 @@ class Reports:
             When the database does not answer.
         """
         with database.transaction(self._engine) as connection:
-            return build_report(connection, key, as_of=as_of, days=days)
+            return build_report(connection, key, as_of=as_of, days=days, group=group)
 
     def journey(
-        self, key: str, *, as_of: datetime, days: Days | None = None
+        self,
+        key: str,
+        *,
+        as_of: datetime,
+        days: Days | None = None,
+        group: Group | None = None,
     ) -> Journey:
         """Return funnel and positions of an experiment; see `build_journey`.
 
@@ -100,7 +113,7 @@ class Reports:
             When the database does not answer.
         """
         with database.transaction(self._engine) as connection:
-            return build_journey(connection, key, as_of=as_of, days=days)
+            return build_journey(connection, key, as_of=as_of, days=days, group=group)
 
     def models(self) -> tuple[ModelReport, ...]:
         """Return every model with its versions and what it serves.

@@ -53,6 +53,14 @@ class Days:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """Units whose first exposure carried an attribute with a value; "-" is none."""
+
+    attribute: str
+    value: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class VariantFacts:
     """A variant and its traffic.
 
@@ -413,6 +421,8 @@ class Report:
         Of the reward metric.
     days : Days or None
         Only units first exposed on them are in metrics and series; None for all.
+    group : Group or None
+        Only units of it are in metrics and series; None for all.
     """
 
     as_of: datetime
@@ -425,6 +435,7 @@ class Report:
     bandit: BanditReport | None
     series: tuple[Series, ...]
     days: Days | None = None
+    group: Group | None = None
 
     @property
     def reward(self) -> MetricReport:

@@ -31,6 +31,7 @@ from sqlalchemy import (
     or_,
     select,
     text,
+    true,
 )
 
 from experiment_service.analysis.adjustment import CovariateMoments
@@ -148,15 +149,18 @@ def moments_by_metric(
     *,
     cutoff: datetime,
     spans: Spans | None = None,
+    group: tuple[str, str] | None = None,
 ) -> dict[str, MetricCells]:
     """Return what `metric_moments` returns for several metrics, in one pass.
 
     Parameters
     ----------
+    group : (str, str), optional
+        An attribute and its value: only units whose first exposure carried it.
     spans : Spans, optional
         Asks for the series of the first metric.
     """
-    units = units_of_analysis(experiment, metrics, cutoff=cutoff)
+    units = units_of_analysis(experiment, metrics, cutoff=cutoff, group=group)
     day = cast(func.timezone("UTC", units.c.first_at), Date)
     values = {
         metric.name: value_of_unit(experiment, metric, units, cutoff=cutoff)
@@ -217,7 +221,7 @@ def moments_by_level(
     """
     units = units_of_analysis(experiment, [metric], cutoff=cutoff)
     value = value_of_unit(experiment, metric, units, cutoff=cutoff)
-    given = func.coalesce(units.c.context.op("->>")(attribute), MISSING)
+    given = _level(units.c.context, attribute)
     level = given.label("level")
     largest = connection.execute(
         select(level)
@@ -441,7 +445,11 @@ def value_of_unit(
 
 
 def units_of_analysis(
-    experiment: Experiment, metrics: Sequence[Metric], *, cutoff: datetime
+    experiment: Experiment,
+    metrics: Sequence[Metric],
+    *,
+    cutoff: datetime,
+    group: tuple[str, str] | None = None,
 ) -> Subquery:
     """Return units of analysis seen by the cutoff in one variant, with what they did.
 
@@ -449,6 +457,10 @@ def units_of_analysis(
     metric: what it did, and what it had done before.
     """
     unit = schema.unit_of_analysis
+    in_group: ColumnElement[bool] = true()
+    if group is not None:
+        attribute, value = group
+        in_group = _level(unit.c.context, attribute) == value
     rest = [metric for metric in metrics if not _is_summarised(metric)]
     rows: FromClause = unit
     columns = {
@@ -481,9 +493,14 @@ def units_of_analysis(
             unit.c.experiment_id == experiment.id,
             unit.c.first_at <= cutoff,
             or_(unit.c.crossed_at.is_(None), unit.c.crossed_at > cutoff),
+            in_group,
         )
         .subquery("units")
     )
+
+
+def _level(context: ColumnElement[Any], attribute: str) -> ColumnElement[str]:
+    return func.coalesce(context.op("->>")(attribute), MISSING)
 
 
 def has_segments(experiment: Experiment) -> bool:

@@ -76,7 +76,7 @@ class Recorder:
             items=("a", "b"),
             sources=(variant, variant),
             fallback=bool(self.rng.random() < 0.02),
-            context={},
+            context={"device": ("phone", "desktop")[sum(unit_id.encode()) % 3 == 0]},
             exposed_at=at,
         )
         self.exposures.append(exposure)

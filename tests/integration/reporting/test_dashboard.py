@@ -123,8 +123,11 @@ def test_overview_shows_units_and_results(shop, open_page):
     assert by_name[EMAIL][2] == "Draft"
 
 
-def test_experiment_shows_the_rates_of_the_raw_events(shop, open_page):
-    test = open_page("experiment", shop.url, HOME)
+@pytest.mark.parametrize("device", [None, "phone"])
+def test_experiment_shows_the_rates_of_the_raw_events(shop, open_page, device):
+    address = {} if device is None else {"group": f"device: {device}"}
+    test = open_page("experiment", shop.url, HOME, **address)
+    assert bool(test.warning) == (device is not None)
     rows = table(test, "Visitor interaction rate by variant")
     clicked = Counter()
     counted = Counter()
@@ -135,7 +138,8 @@ def test_experiment_shows_the_rates_of_the_raw_events(shop, open_page):
     }
     first = {}
     for exposure in sorted(shop.exposures[HOME], key=lambda each: each.exposed_at):
-        first.setdefault(exposure.unit_id, exposure)
+        if device in (None, exposure.context["device"]):
+            first.setdefault(exposure.unit_id, exposure)
     at_hand = {
         unit: exposure
         for unit, exposure in first.items()
@@ -143,7 +147,7 @@ def test_experiment_shows_the_rates_of_the_raw_events(shop, open_page):
     }
     in_window = {}
     for exposure in shop.exposures[HOME]:
-        start = first[exposure.unit_id]
+        start = first.get(exposure.unit_id, exposure)
         # Clicks come 20 s after the exposure.
         near = exposure.exposed_at + timedelta(seconds=20) <= start.exposed_at + (
             timedelta(hours=1)
@@ -166,6 +170,34 @@ def test_another_metric_can_be_chosen(shop, open_page):
     chooser.set_value("clicks_per_visitor").run()
     assert not test.exception
     assert table(test, "Clicks per visitor by variant")
+
+
+def test_effects_are_shown_by_attribute_of_visitors(shop, open_page):
+    test = open_page("experiment", shop.url, HOME)
+    (row,) = table(test, "is the same at all levels")[1:]
+    assert row[:2] == ["device", "2"]
+    assert all(cell.startswith("No difference shown p ") for cell in row[2:])
+    levels = table(test, "corrected for all levels")
+    units = {
+        device: len(
+            {
+                exposure.unit_id
+                for exposure in shop.exposures[HOME]
+                if exposure.context["device"] == device
+            }
+        )
+        for device in ("phone", "desktop")
+    }
+    for name, counted, *differences in levels[1:]:
+        assert 0.98 * units[name] <= int(counted.replace(",", "")) <= units[name]
+        assert all(" to " in each for each in differences)
+
+
+def test_an_unknown_group_in_the_address_shows_everybody(shop, open_page):
+    test = open_page("experiment", shop.url, HOME, group="device: fridge")
+    assert not test.exception
+    assert not test.warning
+    assert "is not in the experiment" in test.toast[0].value
 
 
 def test_failed_checks_stand_above_the_numbers(shop, open_page):
