@@ -109,7 +109,7 @@ def _open(database_url: str | None, data_dir: Path) -> _Door:
 
 def _door() -> _Door:
     settings = Settings.from_environment()
-    return _open(settings.database_url, settings.data_dir)
+    return _open(settings.reading_url, settings.data_dir)
 
 
 def _now() -> datetime:
@@ -177,7 +177,7 @@ def export(key: str, content: Content, ending: str) -> bytes:
     with tempfile.TemporaryDirectory(prefix="experiment-service-") as folder:
         path = Path(folder) / f"{key}-{content}{ending}"
         export_experiment(
-            settings.database_url,
+            settings.reading_url,
             settings.data_dir,
             key,
             content,
@@ -206,7 +206,7 @@ def replay(
     return _door().fresh.get(
         ("replay", key, policies, metric, estimator, segment_by),
         lambda: replay_experiment(
-            settings.database_url,
+            settings.reading_url,
             settings.data_dir,
             key,
             policies=policies,

@@ -4,6 +4,7 @@
 README lists each; a test demands that.
 """
 
+import ipaddress
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
@@ -24,6 +25,10 @@ class Settings:
     ----------
     database_url : str or None
         PostgreSQL 14 or newer; None runs the embedded server under `data_dir`.
+    reader_url : str or None
+        The same database by a role that can only read, for the dashboard and reports.
+    unit_key : str or None
+        Secret; with it, pseudonyms stand for unit ids everywhere behind the door.
     data_dir : Path
         Embedded database, journals, published lists, snapshot.
     host, port : str, int
@@ -43,7 +48,9 @@ class Settings:
         commas between; * for all that the provider knows.
     """
 
-    database_url: str | None = None
+    database_url: str | None = field(default=None, repr=False)
+    reader_url: str | None = field(default=None, repr=False)
+    unit_key: str | None = field(default=None, repr=False)
     data_dir: Path = Path(".experiment-service")
     host: str = "127.0.0.1"
     port: int = 8000
@@ -78,6 +85,10 @@ class Settings:
             except ValueError as error:
                 shown = "set, but not well" if name in _SECRET else repr(raw)
                 problems.append(f"{variable} is {shown}; {error}")
+        if values.get("reader_url") and not values.get("database_url"):
+            problems.append(
+                f"{variables()['reader_url']} is set and DATABASE_URL is not; set both"
+            )
         known = set(variables().values())
         problems += [
             f"{variable} is not a setting; the settings are {', '.join(sorted(known))}"
@@ -91,6 +102,16 @@ class Settings:
             raise InvalidRequest("; ".join(problems))
         return cls(**values)
 
+    @property
+    def reading_url(self) -> str | None:
+        """URL for programs that only read."""
+        return self.reader_url or self.database_url
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether `host` is one that only this machine can reach."""
+        return is_loopback(self.host)
+
     def environment(self, **changes: str) -> dict[str, str]:
         """Return this process's environment with these settings, for a child."""
         given = {each.name: getattr(self, each.name) for each in fields(self)} | changes
@@ -99,6 +120,14 @@ class Settings:
             for name, variable in variables().items()
             if given[name] is not None
         }
+
+
+def is_loopback(name: str) -> bool:
+    """Whether a name or address can be reached from this machine only."""
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return name == "localhost" or name.endswith(".localhost")
 
 
 def variables() -> dict[str, str]:
@@ -163,9 +192,27 @@ def _redirect_url(raw: str) -> str:
 
 _CALLBACK = "/oauth2callback"
 #: Settings whose value no message repeats.
-_SECRET = frozenset({"dashboard_password_hash", "oidc_client_secret"})
+_SECRET = frozenset(
+    {
+        "database_url",
+        "reader_url",
+        "unit_key",
+        "dashboard_password_hash",
+        "oidc_client_secret",
+    }
+)
+
+
+def _long_secret(raw: str) -> str:
+    if not 32 <= len(raw) <= 256:
+        raise ValueError(
+            "it must have 32 to 256 characters; `openssl rand -hex 32` makes one"
+        )
+    return raw
+
 
 _READERS: Mapping[str, Callable[[str], Any]] = {
+    "unit_key": _long_secret,
     "data_dir": Path,
     "port": _whole(1, 65_535),
     "dashboard_port": _whole(1, 65_535),

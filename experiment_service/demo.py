@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,12 @@ import numpy as np
 import pandas as pd
 from sqlalchemy import Connection, Engine
 
-from experiment_service import experimentation, training
+from experiment_service import experimentation, keys, training
 from experiment_service.config import Settings
 from experiment_service.domain.declaration import parse_declaration
 from experiment_service.domain.experiment import ExperimentState
+from experiment_service.domain.key import Scope
+from experiment_service.domain.pseudonym import Pseudonyms
 from experiment_service.errors import Unavailable
 from experiment_service.simulation import Shoppers, future_households
 from experiment_service.storage import experiments as storage
@@ -39,6 +41,7 @@ from experiment_service.storage.database import (
     running_database,
     transaction,
 )
+from experiment_service.storage.keys import list_keys
 from experiment_service.termination import termination_as_exit
 from recommenders.complete_journey import load_catalogue, load_interactions
 from recommenders.tables import split_at
@@ -136,6 +139,7 @@ def run(
             types=types,
             visits_per_second=visits_per_second,
             rng=np.random.default_rng(),
+            key=_storefront_key(engine),
         )
         _print_addresses(settings, len(households), visits_per_second)
         asyncio.run(_shop(shoppers, engine, seconds))
@@ -161,6 +165,8 @@ def _prepare(engine: Engine, settings: Settings) -> tuple[pd.DataFrame, pd.DataF
     _say("loading The Complete Journey, a year of purchases of 2,469 households")
     interactions = load_interactions(counted_before=CUT)
     earlier, later = split_at(interactions, CUT)
+    if settings.unit_key is not None:
+        earlier = training.pseudonymised(earlier, Pseudonyms(settings.unit_key))
     with transaction(engine) as connection:
         live = storage.list_model_names(connection, live=True)
     for variant in _VARIANTS:
@@ -236,6 +242,22 @@ def _running(part: str, settings: Settings, url: str) -> Iterator[None]:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+def _storefront_key(engine: Engine) -> str | None:
+    """Make a key for the shoppers of a day, if the service asks for keys at all."""
+    with transaction(engine) as connection:
+        if not list_keys(connection):
+            return None
+        made = keys.create(
+            connection,
+            "demo shoppers",
+            [Scope.STOREFRONT],
+            life=timedelta(days=1),
+            actor=_ACTOR,
+            now=datetime.now(UTC),
+        )
+    return made.written
 
 
 def _wait_until_ready(settings: Settings) -> None:

@@ -158,7 +158,7 @@ def start(connection: Connection, key: str, *, actor: str, now: datetime) -> Exp
     started = storage.set_state(
         connection, experiment, ExperimentState.RUNNING, now=now
     )
-    _audit(connection, started, "start", actor, after=epoch)
+    _audit(connection, started, "start", actor, before=experiment.state, after=epoch)
     log.info("started experiment=%s weights=%s", key, dict(epoch.weights))
     return started
 
@@ -230,7 +230,15 @@ def stop(
     stopped = storage.set_state(
         connection, experiment, ExperimentState.STOPPED, now=now
     )
-    _audit(connection, stopped, "stop", actor, reason=reason)
+    _audit(
+        connection,
+        stopped,
+        "stop",
+        actor,
+        before=experiment.state,
+        after=stopped.state,
+        reason=reason,
+    )
     log.info("stopped experiment=%s", key)
     return stopped
 
@@ -278,11 +286,13 @@ def decide(
         raise InvalidRequest(
             "reason is empty; say why, for those who ask later", field="reason"
         )
+    former = storage.last_decision(connection, key)
     storage.record_audit(
         connection,
         actor=actor,
         action=storage.DECIDE,
         subject=f"experiment/{key}",
+        before=former and former.after,
         after={"outcome": outcome.value, "variant": variant},
         reason=reason,
     )
@@ -450,8 +460,8 @@ def _audit(
     action: str,
     actor: str,
     *,
-    before: Declaration | Epoch | None = None,
-    after: Declaration | Epoch | None = None,
+    before: Declaration | Epoch | ExperimentState | None = None,
+    after: Declaration | Epoch | ExperimentState | None = None,
     reason: str = "",
 ) -> None:
     storage.record_audit(
@@ -465,7 +475,9 @@ def _audit(
     )
 
 
-def _document(value: Declaration | Epoch | None) -> object:
+def _document(value: Declaration | Epoch | ExperimentState | None) -> object:
+    if isinstance(value, ExperimentState):
+        return {"state": value.value}
     if isinstance(value, Epoch):
         return epoch_document(value)
     return None if value is None else declaration_document(value)

@@ -69,7 +69,10 @@ class Refusal:
 
 
 def accept_interactions(
-    documents: Sequence[object], *, now: datetime
+    documents: Sequence[object],
+    *,
+    now: datetime,
+    unit: Callable[[str], str] = str,
 ) -> tuple[list[Interaction], list[Refusal]]:
     """Read interactions one by one; a bad one is refused and spoils no other.
 
@@ -79,6 +82,8 @@ def accept_interactions(
         What JSON gave, whatever its type.
     now : datetime
         UTC; also the time of an interaction that names none.
+    unit : callable
+        Returns what stands for a unit id.
 
     Returns
     -------
@@ -91,7 +96,7 @@ def accept_interactions(
     refusals: list[Refusal] = []
     for index, document in enumerate(documents):
         try:
-            interactions.append(_interaction(document, now))
+            interactions.append(_interaction(document, now, unit))
         except InvalidRequest as error:
             refusal = Refusal(
                 index=index,
@@ -103,7 +108,9 @@ def accept_interactions(
     return interactions, refusals
 
 
-def _interaction(document: object, now: datetime) -> Interaction:
+def _interaction(
+    document: object, now: datetime, unit: Callable[[str], str]
+) -> Interaction:
     if not isinstance(document, Mapping):
         raise InvalidRequest(f"the event is {_shown(document)}; it must be an object")
     values: dict[str, Any] = dict.fromkeys(_READERS)
@@ -118,6 +125,8 @@ def _interaction(document: object, now: datetime) -> Interaction:
     for name in ("id", "kind"):
         if values[name] is None:
             raise InvalidRequest(f"{name} is missing; it is required", field=name)
+    if values["unit_id"] is not None:
+        values["unit_id"] = unit(check_id("unit_id", values["unit_id"]))
     occurred_at = values["occurred_at"] or now
     values["occurred_at"] = check_instant("occurred_at", occurred_at, now=now)
     return Interaction(**values)

@@ -163,6 +163,8 @@ class Shoppers:
         A visit asks for a carousel on each.
     visits_per_second : float
         Mean rate of a Poisson process.
+    key : str, optional
+        API key, where one is needed.
     """
 
     def __init__(
@@ -174,8 +176,10 @@ class Shoppers:
         types: Mapping[str, str],
         visits_per_second: float,
         rng: np.random.Generator,
+        key: str | None = None,
     ) -> None:
         self._address = address
+        self._headers = {} if key is None else {"x-api-key": key}
         self._placements = placements
         self._households = households
         self._types = types
@@ -187,7 +191,9 @@ class Shoppers:
         """Visit until `stopping` is set, then finish the visits under way."""
         gate = asyncio.Semaphore(_MAX_WAITING)
         under_way: set[asyncio.Task[None]] = set()
-        async with httpx.AsyncClient(base_url=self._address, timeout=10) as client:
+        async with httpx.AsyncClient(
+            base_url=self._address, headers=self._headers, timeout=10
+        ) as client:
             while not stopping.is_set():
                 household = self._households[
                     int(self._rng.integers(len(self._households)))

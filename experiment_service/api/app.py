@@ -9,13 +9,13 @@ import contextlib
 import logging
 import socket
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from functools import partial
 from http import HTTPStatus
 from importlib import metadata
-from time import perf_counter
+from time import perf_counter, time
 from typing import Any
 
 import uvicorn
@@ -24,13 +24,23 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Match, Route
 from starlette.types import Message, Receive, Scope, Send
 from uvicorn.supervisors import Multiprocess
 
-from experiment_service.api import routes
+from experiment_service.api import management, routes
+from experiment_service.api.access import (
+    Access,
+    Caller,
+    answer_headers,
+    is_preflight,
+    permission_needed,
+)
 from experiment_service.api.desk import Desk
 from experiment_service.api.failures import Failure, describe
 from experiment_service.api.latency import LatencyHistogram
+from experiment_service.api.openapi import declare_access
+from experiment_service.api.protocol import BoundedHttp
 from experiment_service.api.services import Services, open_services
 from experiment_service.api.wire import (
     ClientGone,
@@ -38,11 +48,18 @@ from experiment_service.api.wire import (
     check_content_type,
     read_body,
     replay,
+    send_empty,
     send_failure,
+    with_headers,
 )
 from experiment_service.config import Settings
-from experiment_service.errors import ExperimentServiceError, InvalidRequest
-from experiment_service.storage.database import running_database
+from experiment_service.errors import (
+    ExperimentServiceError,
+    InvalidRequest,
+    Unavailable,
+)
+from experiment_service.storage.database import running_database, transaction
+from experiment_service.storage.keys import mark_used
 from experiment_service.termination import termination_as_exit
 
 log = logging.getLogger(__name__)
@@ -50,7 +67,7 @@ log = logging.getLogger(__name__)
 #: How uvicorn runs the API; the benchmark runs its floor in the same way.
 SERVER_OPTIONS: dict[str, Any] = {
     "loop": "uvloop",
-    "http": "httptools",
+    "http": BoundedHttp,
     "ws": "none",
     "lifespan": "on",
     "access_log": False,
@@ -66,13 +83,26 @@ SERVER_OPTIONS: dict[str, Any] = {
 # wait 5 ms each time it wants to go on; this costs little and keeps p99 near p50.
 _SWITCH_SECONDS = 0.0005
 
+# How often the days on which keys were used are stored.
+_USE_SECONDS = 30.0
+
+_ANYBODY = Caller(actor="anybody")
+
+_ROUTERS = (
+    routes.hot_router,
+    routes.read_router,
+    routes.change_router,
+    management.router,
+    routes.health_router,
+)
+
 
 class ExperimentApi(FastAPI):
     """The application; its services are open between start-up and shutdown.
 
     Attributes
     ----------
-    services, desk
+    services, desk, access
         Set while it runs.
     latency : dict of str to LatencyHistogram
         By method and route, such as ``POST /v1/recommendations``.
@@ -82,6 +112,7 @@ class ExperimentApi(FastAPI):
 
     services: Services
     desk: Desk
+    access: Access
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(
@@ -95,12 +126,7 @@ class ExperimentApi(FastAPI):
         self._settings = settings
         self.failure: ExperimentServiceError | None = None
         self.latency: dict[str, LatencyHistogram] = {}
-        for router in (
-            routes.hot_router,
-            routes.read_router,
-            routes.change_router,
-            routes.health_router,
-        ):
+        for router in _ROUTERS:
             self.include_router(router)
         self._hot = {
             route.path: route
@@ -126,13 +152,47 @@ class ExperimentApi(FastAPI):
         except ExperimentServiceError as error:
             self.failure = error
             raise
-        self.desk = Desk(self.services, loop)
-        log.info("serving data_dir=%s", self._settings.data_dir)
         try:
-            yield
+            self._open_desk(loop)
+            storing = loop.create_task(self._store_use_for_ever())
+            log.info("serving data_dir=%s", self._settings.data_dir)
+            try:
+                yield
+            finally:
+                storing.cancel()
+                await loop.run_in_executor(None, self._store_use)
         finally:
             await loop.run_in_executor(None, services.__exit__, None, None, None)
             log.info("stopped")
+
+    def _open_desk(self, loop: asyncio.AbstractEventLoop) -> None:
+        keeper, loopback = self.services.keeper, self._settings.is_loopback
+        self.access = Access(lambda: keeper.configuration.keys, loopback=loopback)
+        if not loopback and not keeper.configuration.keys:
+            self.failure = Unavailable(
+                f"the API listens on {self._settings.host}, where strangers can reach it, and there is "
+                "no key; make one with `experiment-service keys create NAME --scope "
+                "admin`, or listen on 127.0.0.1"
+            )
+            raise self.failure
+        self.desk = Desk(self.services, loop)
+
+    async def _store_use_for_ever(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(_USE_SECONDS)
+            await loop.run_in_executor(None, self._store_use)
+
+    def _store_use(self) -> None:
+        days = self.access.take_used()
+        if not days:
+            return
+        try:
+            with transaction(self.services.engine) as connection:
+                mark_used(connection, days)
+        except Unavailable as error:
+            log.debug("days of use not stored reason=%s", error.message)
+            self.access.give_back(days)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; whatever happens, in the one error shape."""
@@ -142,6 +202,13 @@ class ExperimentApi(FastAPI):
         if scope["type"] != "http":
             await super().__call__(scope, receive, send)
             return
+        entry = self._enter(scope)
+        if not isinstance(entry, Caller):
+            await _turn_away(send, entry)
+            return
+        if entry.origin is not None:
+            send = with_headers(send, answer_headers(entry.origin))
+        scope["caller"] = entry
         started = perf_counter()
         route = self._hot.get(scope["path"]) if scope["method"] == "POST" else None
         try:
@@ -159,6 +226,22 @@ class ExperimentApi(FastAPI):
         else:
             name = getattr(scope.get("route"), "path", "other")
         self._count(f"{scope['method']} {name}", perf_counter() - started)
+
+    def _enter(self, scope: Scope) -> Caller | Failure | Mapping[str, str]:
+        """Decide who asks and whether they may; headers are the answer to a preflight."""
+        method, path, headers = scope["method"], scope["path"], scope["headers"]
+        if is_preflight(method, headers):
+            return self.access.preflight(headers, path, time())
+        needed = permission_needed(method, path)
+        if needed is None:
+            return _ANYBODY
+        return self.access.check(headers, needed, time(), scope["query_string"])
+
+    def openapi(self) -> dict[str, Any]:
+        """Return the OpenAPI document, with what each route needs."""
+        if self.openapi_schema is None:
+            self.openapi_schema = declare_access(super().openapi())
+        return self.openapi_schema
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] in ("POST", "PUT", "PATCH"):
@@ -188,6 +271,13 @@ class ExperimentApi(FastAPI):
                 raise
 
 
+async def _turn_away(send: Send, answer: Failure | Mapping[str, str]) -> None:
+    if isinstance(answer, Failure):
+        await send_failure(send, answer)
+        return
+    await send_empty(send, answer)
+
+
 async def _answer_failure(request: Request, error: Exception) -> Response:
     failure = describe(error)
     if isinstance(error, RequestValidationError):
@@ -199,10 +289,12 @@ async def _answer_failure(request: Request, error: Exception) -> Response:
             "routes are listed at /docs",
         )
     elif failure.status is HTTPStatus.METHOD_NOT_ALLOWED:
+        allowed = ", ".join(sorted(_methods(request)))
         failure = replace(
             failure,
-            message=f"{request.method} is not allowed on {request.url.path}; allowed: "
-            f"{failure.headers.get('Allow', 'see /docs')}",
+            message=f"{request.method} is not allowed on {request.url.path[:80]}; "
+            f"allowed: {allowed}",
+            headers={"allow": allowed},
         )
     return Response(
         failure.body(),
@@ -210,6 +302,18 @@ async def _answer_failure(request: Request, error: Exception) -> Response:
         headers=failure.headers,
         media_type="application/json",
     )
+
+
+def _methods(request: Request) -> set[str]:
+    """Return what a path takes; the framework tells the methods of one route only."""
+    return {
+        method
+        for router in _ROUTERS
+        for route in router.routes
+        if isinstance(route, Route)
+        and route.matches(request.scope)[0] is not Match.NONE
+        for method in route.methods or ()
+    } or {"GET"}
 
 
 def _about_content_type(request: Request) -> Failure | None:

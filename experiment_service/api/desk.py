@@ -122,6 +122,7 @@ class Desk:
     def __init__(self, services: Services, loop: asyncio.AbstractEventLoop) -> None:
         self._keeper = services.keeper
         self._sticky = services.sticky
+        self._unit = services.pseudonyms.of
         self._outbox = Outbox(services.journal, loop)
 
     @property
@@ -140,17 +141,18 @@ class Desk:
             When the journal is full.
         """
         now, snapshot = clock(), self._keeper.snapshot
+        unit_id = self._unit(request.unit_id)
         decision = decide(
             snapshot,
             self._sticky,
             request.placement,
-            request.unit_id,
+            unit_id,
             request.attributes,
         )
         carousel = fill_carousel(
             snapshot,
             decision.recommender or "",
-            request.unit_id,
+            unit_id,
             k=request.k,
             item_id=request.item_id,
             exclude=request.exclude_item_ids,
@@ -158,7 +160,7 @@ class Desk:
         exposure = make_exposure(
             decision,
             carousel,
-            request.unit_id,
+            unit_id,
             request.attributes,
             exposure_id=uuid7(),
             now=now,
@@ -177,7 +179,9 @@ class Desk:
                 for item, source in zip(carousel.items, carousel.sources, strict=True)
             ],
             "fallback": carousel.fallback,
-            **_exposure(decision, exposure, logged=request.log_exposure),
+            **_exposure(
+                decision, exposure, request.unit_id, logged=request.log_exposure
+            ),
         }
 
     async def assign(self, body: AssignmentRequest | AssignmentBatch) -> Document:
@@ -216,14 +220,13 @@ class Desk:
             if request.experiment is not None
             else (decide, request.placement or "")
         )
-        decision = find(
-            snapshot, self._sticky, subject, request.unit_id, request.attributes
-        )
+        unit_id = self._unit(request.unit_id)
+        decision = find(snapshot, self._sticky, subject, unit_id, request.attributes)
         model = model_label(snapshot, decision.recommender or "")
         exposure = make_exposure(
             decision,
             Carousel(model=model, items=(), sources=(), fallback=False),
-            request.unit_id,
+            unit_id,
             request.attributes,
             exposure_id=uuid7(),
             now=now,
@@ -240,7 +243,9 @@ class Desk:
             "reason": decision.reason,
             "recommender": decision.recommender,
             "settings": decision.settings,
-            **_exposure(decision, exposure, logged=request.log_exposure),
+            **_exposure(
+                decision, exposure, request.unit_id, logged=request.log_exposure
+            ),
         }
         return answer, payload
 
@@ -281,7 +286,7 @@ class Desk:
             snapshot,
             exposure_id=posted.exposure_id,
             experiment=posted.experiment,
-            unit_id=posted.unit_id,
+            unit_id=self._unit(posted.unit_id),
             variant=posted.variant,
             epoch=posted.epoch,
             model=posted.model,
@@ -305,7 +310,9 @@ class Desk:
         Refused
             When none is good.
         """
-        interactions, refusals = accept_interactions(documents, now=clock())
+        interactions, refusals = accept_interactions(
+            documents, now=clock(), unit=self._unit
+        )
         refused = [
             {
                 "index": refusal.index,
@@ -361,7 +368,7 @@ def _assignment(decision: Decision) -> Document:
 
 
 def _exposure(
-    decision: Decision, exposure: Exposure | None, *, logged: bool
+    decision: Decision, exposure: Exposure | None, unit_id: str, *, logged: bool
 ) -> Document:
     if exposure is None:
         return {"exposure_id": None, "exposure": None}
@@ -373,7 +380,7 @@ def _exposure(
         "exposure": {
             "exposure_id": exposure_id,
             "experiment": _key(decision),
-            "unit_id": exposure.unit_id,
+            "unit_id": unit_id,
             "variant": exposure.variant,
             "epoch": exposure.epoch,
             "model": exposure.model,

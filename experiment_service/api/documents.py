@@ -4,10 +4,10 @@ A declaration is checked for types here and for its rules in `domain`; a test ke
 two lists of fields equal.
 """
 
-from datetime import datetime
+from datetime import date, datetime
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, StringConstraints
+from pydantic import AfterValidator, ConfigDict, Field, StringConstraints
 
 from experiment_service.api.schemas import (
     Answer,
@@ -18,6 +18,8 @@ from experiment_service.api.schemas import (
 )
 from experiment_service.domain.event import AttributeValue
 from experiment_service.domain.experiment import (
+    MAX_METRICS,
+    MAX_VARIANTS,
     SEGMENTS,
     AssignmentMode,
     ExperimentKind,
@@ -25,11 +27,16 @@ from experiment_service.domain.experiment import (
     Outcome,
     TargetingOperator,
 )
+from experiment_service.domain.key import MAX_ORIGINS, MAX_PER_SECOND, Scope
+
+#: Entries of a list that every process keeps in memory.
+MAX_LISTED = 1000
 
 FreeText = Annotated[str, StringConstraints(max_length=2000, pattern=r"^[^\x00]*$")]
 Parameters = Annotated[dict[str, Any], AfterValidator(storable)]
 Whole = Annotated[int, AfterValidator(storable)]
 Number = Annotated[float | int, AfterValidator(storable)]
+Overrides = Annotated[dict[Identifier, Identifier], Field(max_length=MAX_LISTED)]
 Duration = Annotated[
     Any,
     AfterValidator(storable),
@@ -59,7 +66,7 @@ class TargetingDocument(Request):
 
     attribute: Identifier
     operator: str = Field(json_schema_extra=_choice(TargetingOperator))
-    values: Annotated[list[Any], AfterValidator(storable)]
+    values: Annotated[list[Any], Field(max_length=MAX_LISTED), AfterValidator(storable)]
 
 
 class PolicyDocument(Request):
@@ -97,17 +104,36 @@ class MetricDeclaration(Request):
 class DeclarationDocument(Request):
     """An experiment to create; the README explains each field."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "key": "search-carousel",
+                    "kind": "ab",
+                    "placement": "search",
+                    "variants": [
+                        {"key": "old", "recommender": "popularity", "control": True},
+                        {"key": "new", "recommender": "als"},
+                    ],
+                    "attribution_window": "1d",
+                }
+            ]
+        }
+    )
+
     key: Identifier
     kind: str = Field(json_schema_extra=_choice(ExperimentKind))
     placement: Identifier
-    variants: list[VariantDocument]
+    variants: list[VariantDocument] = Field(max_length=MAX_VARIANTS)
     description: FreeText = ""
     layer: Identifier = "default"
     segments: list[Whole] = Field(default=[0, SEGMENTS])
     traffic_share: float = 1.0
-    targeting: list[TargetingDocument] = Field(default_factory=list)
-    overrides: dict[Identifier, Identifier] = Field(default_factory=dict)
-    metrics: list[MetricDeclaration] = Field(default_factory=list)
+    targeting: list[TargetingDocument] = Field(default_factory=list, max_length=50)
+    overrides: Overrides = Field(default_factory=dict)
+    metrics: list[MetricDeclaration] = Field(
+        default_factory=list, max_length=MAX_METRICS
+    )
     reward_metric: Identifier = "visitor_interaction_rate"
     guardrails: dict[Identifier, float] = Field(
         default_factory=dict, examples=[{"dismiss_rate": 0.1}]
@@ -127,7 +153,7 @@ class WeightsRequest(Request):
 class OverridesRequest(Request):
     """Test units by the variant that each gets; replaces the former ones."""
 
-    overrides: dict[Identifier, Identifier]
+    overrides: Overrides
 
 
 class StopRequest(Request):
@@ -327,3 +353,107 @@ class StatusDocument(Answer):
     writer: WriterDocument
     bucket_bounds_ms: list[float]
     latency: dict[str, LatencyDocument]
+
+
+class KeyRequest(Request):
+    """A key to make."""
+
+    name: Identifier = Field(description="Who or what will use it.")
+    scopes: list[str] = Field(
+        min_length=1, max_length=3, json_schema_extra={"items": _choice(Scope)}
+    )
+    origins: list[str] = Field(
+        default_factory=list,
+        max_length=MAX_ORIGINS,
+        description="Pages that may use it from a browser; it can then send events and "
+        "ask for recommendations only.",
+        examples=[["https://shop.example"]],
+    )
+    per_second: Number | None = Field(
+        default=None,
+        ge=0.01,
+        le=MAX_PER_SECOND,
+        description="Requests a second that each process answers; null for no limit.",
+    )
+    days: Number | None = Field(
+        default=None, gt=0, le=3650, description="Until it expires; null for no end."
+    )
+
+
+class RevokeRequest(Request):
+    """Why a key ends."""
+
+    reason: FreeText = ""
+
+
+class RotateRequest(Request):
+    """How a key is replaced."""
+
+    overlap_hours: Number = Field(
+        default=24, ge=0, le=720, description="For which the former key stays good."
+    )
+
+
+class KeyDocument(Answer):
+    """A key; its secret is kept nowhere."""
+
+    id: str
+    name: str
+    scopes: list[Scope]
+    origins: list[str]
+    per_second: float | None
+    created_at: datetime
+    expires_at: datetime | None
+    revoked_at: datetime | None
+    used_on: date | None = Field(description="Last day of use, UTC.")
+
+
+class KeysDocument(Answer):
+    """Every key, by age."""
+
+    keys: list[KeyDocument]
+
+
+class NewKeyDocument(Answer):
+    """A key just made."""
+
+    key: str = Field(description="Shown here and never again.")
+    details: KeyDocument
+
+
+class AuditEntryDocument(Answer):
+    """One change: who did what to what."""
+
+    id: int
+    at: datetime
+    actor: str = Field(description="Such as `key:0a1b2c3d4e5f` or `cli:root`.")
+    action: str
+    subject: str
+    before: Any
+    after: Any
+    reason: str | None
+
+
+class AuditDocument(Answer):
+    """Changes, the newest first."""
+
+    entries: list[AuditEntryDocument]
+    next: int | None = Field(description="Give it as `before` for the next page.")
+
+
+class ErasureRequest(Request):
+    """A unit to erase."""
+
+    unit_id: Identifier
+    reason: FreeText = Field(
+        default="", description="For the audit log, such as a number; not the unit."
+    )
+
+
+class ErasureDocument(Answer):
+    """What was removed."""
+
+    rows: dict[str, int] = Field(description="By table.")
+    overrides: list[str] = Field(
+        description="Experiments whose overrides name the unit still, as a tester."
+    )

@@ -11,6 +11,7 @@ from pydantic_core import to_json
 from starlette.responses import Response
 
 from experiment_service import experimentation
+from experiment_service.api.access import Caller
 from experiment_service.api.desk import Desk, Document
 from experiment_service.api.documents import (
     DecisionDocument,
@@ -61,7 +62,7 @@ from experiment_service.storage import experiments as storage
 from experiment_service.storage import models
 from experiment_service.storage.database import transaction
 
-_ERRORS: dict[int | str, dict[str, Any]] = {
+ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorAnswer, "description": text}
     for status, text in {
         400: "The body is not JSON.",
@@ -76,7 +77,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 
 
 def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    return {status: _ERRORS[status] for status in statuses}
+    return {status: ERRORS[status] for status in statuses}
 
 
 def _desk(request: Request) -> Desk:
@@ -92,9 +93,23 @@ def _services(request: Request) -> Services:
 AtDesk = Annotated[Desk, Depends(_desk)]
 Serving = Annotated[Services, Depends(_services)]
 Key = Annotated[Identifier, Path(description="Key of the experiment.")]
-Actor = Annotated[
-    Identifier, Header(alias="X-Actor", description="Who acts; for the audit log.")
-]
+
+
+def _actor(
+    request: Request,
+    named: Annotated[
+        Identifier | None,
+        Header(
+            alias="X-Actor",
+            description="Who acts; the audit log has it after the id of the key.",
+        ),
+    ] = None,
+) -> str:
+    caller: Caller = request.scope["caller"]
+    return caller.actor if named is None else f"{caller.actor}:{named}"
+
+
+Actor = Annotated[str, Depends(_actor)]
 
 hot_router = APIRouter(
     route_class=HotRoute,
@@ -102,7 +117,7 @@ hot_router = APIRouter(
     responses=_errors(400, 404, 413, 415, 422, 503),
 )
 read_router = APIRouter(tags=["management"], responses=_errors(404, 409, 422, 503))
-change_router = APIRouter(tags=["management"], responses=_ERRORS)
+change_router = APIRouter(tags=["management"], responses=ERRORS)
 health_router = APIRouter(tags=["health"])
 
 
@@ -130,7 +145,7 @@ async def interact(desk: AtDesk, body: InteractionBatch) -> Document:
     return await desk.interact(body.interactions)
 
 
-def _answer(document: object, status: int = 200) -> Response:
+def answer(document: object, status: int = 200) -> Response:
     """Encode an answer as it is; the tests hold it against its declared model."""
     content = to_json(document, inf_nan_mode="null")
     return Response(content, status, media_type="application/json")
@@ -141,24 +156,25 @@ def list_experiments(services: Serving) -> Response:
     """List experiments by key."""
     with transaction(services.engine) as connection:
         experiments = storage.list_experiments(connection)
-    return _answer({"experiments": [experiment_document(each) for each in experiments]})
+    return answer({"experiments": [experiment_document(each) for each in experiments]})
 
 
 @change_router.post(
     "/v1/experiments", response_model=ExperimentDocument, status_code=201
 )
 def create_experiment(
-    services: Serving, body: DeclarationDocument, actor: Actor = "api"
+    services: Serving, body: DeclarationDocument, actor: Actor
 ) -> Response:
     """Create an experiment as a draft."""
-    declaration = parse_declaration(
-        body.model_dump(exclude_unset=True, exclude_none=True)
-    )
+    document = body.model_dump(exclude_unset=True, exclude_none=True)
+    if "overrides" in document:
+        document["overrides"] = services.pseudonyms.of_keys(document["overrides"])
+    declaration = parse_declaration(document)
     with transaction(services.engine) as connection:
         experiment = experimentation.create(
             connection, declaration, actor=actor, now=clock()
         )
-    return _answer(experiment_document(experiment), 201)
+    return answer(experiment_document(experiment), 201)
 
 
 @read_router.get("/v1/experiments/{key}", response_model=ExperimentDetails)
@@ -168,23 +184,23 @@ def get_experiment(services: Serving, key: Key) -> Response:
         experiment = storage.get_experiment(connection, key)
         epochs = storage.list_epochs(connection, experiment.id, last=1)
     current = epoch_document(epochs[0]) if epochs else None
-    return _answer({**experiment_document(experiment), "current_epoch": current})
+    return answer({**experiment_document(experiment), "current_epoch": current})
 
 
 @change_router.post("/v1/experiments/{key}/start", response_model=ExperimentDocument)
-def start_experiment(services: Serving, key: Key, actor: Actor = "api") -> Response:
+def start_experiment(services: Serving, key: Key, actor: Actor) -> Response:
     """Let a draft run."""
     with transaction(services.engine) as connection:
         experiment = experimentation.start(connection, key, actor=actor, now=clock())
-    return _answer(experiment_document(experiment))
+    return answer(experiment_document(experiment))
 
 
 @change_router.post("/v1/experiments/{key}/stop", response_model=ExperimentDocument)
 def stop_experiment(
     services: Serving,
     key: Key,
+    actor: Actor,
     body: StopRequest | None = None,
-    actor: Actor = "api",
 ) -> Response:
     """End a running experiment."""
     reason = body.reason if body else ""
@@ -192,12 +208,12 @@ def stop_experiment(
         experiment = experimentation.stop(
             connection, key, actor=actor, now=clock(), reason=reason
         )
-    return _answer(experiment_document(experiment))
+    return answer(experiment_document(experiment))
 
 
 @change_router.put("/v1/experiments/{key}/decision", response_model=DecisionDocument)
 def decide(
-    services: Serving, key: Key, body: DecisionRequest, actor: Actor = "api"
+    services: Serving, key: Key, body: DecisionRequest, actor: Actor
 ) -> Response:
     """Store what was decided after a stopped experiment; nothing that serves changes."""
     outcome = parse_outcome("outcome", body.outcome)
@@ -210,33 +226,36 @@ def decide(
             reason=body.reason,
             actor=actor,
         )
-    return _answer(
+    return answer(
         {"outcome": outcome.value, "variant": body.variant, "reason": body.reason}
     )
 
 
 @change_router.put("/v1/experiments/{key}/weights", response_model=EpochDocument)
 def set_weights(
-    services: Serving, key: Key, body: WeightsRequest, actor: Actor = "api"
+    services: Serving, key: Key, body: WeightsRequest, actor: Actor
 ) -> Response:
     """Open a new epoch of a running A/B test with other weights."""
     with transaction(services.engine) as connection:
         epoch = experimentation.set_weights(
             connection, key, body.weights, actor=actor, now=clock(), reason=body.reason
         )
-    return _answer(epoch_document(epoch))
+    return answer(epoch_document(epoch))
 
 
 @change_router.put("/v1/experiments/{key}/overrides", response_model=ExperimentDocument)
 def set_overrides(
-    services: Serving, key: Key, body: OverridesRequest, actor: Actor = "api"
+    services: Serving, key: Key, body: OverridesRequest, actor: Actor
 ) -> Response:
     """Replace the test units and the variant that each gets."""
     with transaction(services.engine) as connection:
         experiment = experimentation.set_overrides(
-            connection, key, body.overrides, actor=actor
+            connection,
+            key,
+            services.pseudonyms.of_keys(body.overrides),
+            actor=actor,
         )
-    return _answer(experiment_document(experiment))
+    return answer(experiment_document(experiment))
 
 
 _ATTRIBUTES: TypeAdapter[dict[str, Any]] = TypeAdapter(Attributes)
@@ -259,8 +278,10 @@ def explain(
             field="attributes",
         ) from error
     with transaction(services.engine) as connection:
-        found = experimentation.explain(connection, key, unit_id, checked)
-    return _answer(_explanation(found, unit_id))
+        found = experimentation.explain(
+            connection, key, services.pseudonyms.of(unit_id), checked
+        )
+    return answer(_explanation(found, unit_id))
 
 
 def _explanation(assignment: Assignment, unit_id: str) -> Document:
@@ -277,7 +298,7 @@ def list_epochs(services: Serving, key: Key) -> Response:
     with transaction(services.engine) as connection:
         experiment = storage.get_experiment(connection, key)
         epochs = storage.list_epochs(connection, experiment.id)
-    return _answer({"epochs": [epoch_document(epoch) for epoch in epochs]})
+    return answer({"epochs": [epoch_document(epoch) for epoch in epochs]})
 
 
 _FIRST_INSTANT = datetime(2000, 1, 1, tzinfo=UTC)
@@ -300,7 +321,7 @@ def report(
     """Report every number of an experiment, and how far to trust it."""
     with transaction(services.engine) as connection:
         built = build_report(connection, key, as_of=as_of or clock())
-    return _answer(built.to_document())
+    return answer(built.to_document())
 
 
 @read_router.get("/v1/placements", response_model=PlacementsDocument)
@@ -308,7 +329,7 @@ def list_placements(services: Serving) -> Response:
     """List placements by key."""
     with transaction(services.engine) as connection:
         placements = storage.list_placements(connection)
-    return _answer({"placements": [asdict(each) for each in placements.values()]})
+    return answer({"placements": [asdict(each) for each in placements.values()]})
 
 
 @change_router.put("/v1/placements/{key}", response_model=PlacementDocument)
@@ -316,7 +337,7 @@ def set_placement(
     services: Serving,
     key: Annotated[Identifier, Path(description="Key of the placement.")],
     body: PlacementRequest,
-    actor: Actor = "api",
+    actor: Actor,
 ) -> Response:
     """Say what a placement shows outside experiments."""
     with transaction(services.engine) as connection:
@@ -327,7 +348,7 @@ def set_placement(
             settings=body.settings,
             actor=actor,
         )
-    return _answer(asdict(placement))
+    return answer(asdict(placement))
 
 
 @read_router.get("/v1/models", response_model=ModelsDocument)
@@ -335,13 +356,13 @@ def list_models(services: Serving) -> Response:
     """List model versions by name, the newest first."""
     with transaction(services.engine) as connection:
         versions = models.list_versions(connection)
-    return _answer({"models": [asdict(version) for version in versions]})
+    return answer({"models": [asdict(version) for version in versions]})
 
 
 @health_router.get("/health/live", response_model=Health)
 async def live() -> Response:
     """Say that the process runs."""
-    return _answer({"status": "ready", "reasons": []})
+    return answer({"status": "ready", "reasons": []})
 
 
 @health_router.get(
@@ -353,9 +374,9 @@ async def ready(services: Serving, desk: AtDesk) -> Response:
     """Say whether requests can be answered; degraded still can."""
     keeper = services.keeper
     if desk.problem:
-        return _answer({"status": "unavailable", "reasons": [desk.problem]}, 503)
+        return answer({"status": "unavailable", "reasons": [desk.problem]}, 503)
     reasons = [*keeper.snapshot.problems.values(), *filter(None, [keeper.problem])]
-    return _answer({"status": "degraded" if reasons else "ready", "reasons": reasons})
+    return answer({"status": "degraded" if reasons else "ready", "reasons": reasons})
 
 
 @health_router.get("/v1/status", response_model=StatusDocument)
@@ -364,7 +385,7 @@ def status(request: Request, services: Serving) -> Response:
     keeper = services.keeper
     snapshot = keeper.snapshot
     problems = [*snapshot.problems.values(), *filter(None, [keeper.problem])]
-    return _answer(
+    return answer(
         {
             "process": os.getpid(),
             "snapshot": {

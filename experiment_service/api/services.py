@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from sqlalchemy import Engine
 
 from experiment_service.config import Settings
+from experiment_service.domain.pseudonym import Pseudonyms
 from experiment_service.errors import Unavailable
 from experiment_service.ingestion import Writer
 from experiment_service.journal import Journal
@@ -42,6 +43,7 @@ class Services:
     writer: Writer
     keeper: SnapshotKeeper
     sticky: StickyStore
+    pseudonyms: Pseudonyms
 
 
 @contextmanager
@@ -87,6 +89,7 @@ def open_services(settings: Settings) -> Iterator[Services]:
             writer=writer,
             keeper=keeper,
             sticky=sticky,
+            pseudonyms=Pseudonyms(settings.unit_key),
         )
 
 

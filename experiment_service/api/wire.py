@@ -119,6 +119,25 @@ async def send_json(
     await send({"type": "http.response.body", "body": content})
 
 
+async def send_empty(send: Send, headers: Mapping[str, str]) -> None:
+    """Send an answer without a body, such as to a preflight."""
+    sent = [(name.encode(), value.encode()) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": 204, "headers": sent})
+    await send({"type": "http.response.body"})
+
+
+def with_headers(send: Send, headers: Mapping[str, str]) -> Send:
+    """Return a `send` that adds headers to the answer."""
+    added = [(name.encode(), value.encode()) for name, value in headers.items()]
+
+    async def send_with_headers(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message["headers"], *added]
+        await send(message)
+
+    return send_with_headers
+
+
 async def send_failure(send: Send, failure: Failure) -> None:
     """Send a failure in the one error shape."""
     await send_json(send, failure.body(), int(failure.status), failure.headers)

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from experiment_service.cli.experiments import add_experiments
+from experiment_service.cli.keys import add_keys, add_privacy
 from experiment_service.cli.models import add_models
 from experiment_service.cli.plans import add_plan
 from experiment_service.cli.replays import add_export, add_replay
@@ -55,4 +56,6 @@ def build_parser() -> argparse.ArgumentParser:
     add_plan(commands)
     add_replay(commands)
     add_export(commands)
+    add_keys(commands)
+    add_privacy(commands)
     return parser

@@ -13,6 +13,7 @@ from experiment_service.errors import InvalidRequest
 from experiment_service.storage.database import (
     check_migrated,
     create_engine,
+    reading_engine,
     running_database,
 )
 
@@ -27,6 +28,13 @@ def open_engine(settings: Settings) -> Iterator[Engine]:
             yield engine
         finally:
             engine.dispose()
+
+
+@contextmanager
+def open_reader(settings: Settings) -> Iterator[Engine]:
+    """Open the database to read only, by the reading role when there is one."""
+    with reading_engine(settings.reading_url, settings.data_dir, name="cli") as engine:
+        yield engine
 
 
 def actor() -> str:

@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from experiment_service.cli.common import (
     actor,
     clock,
     open_engine,
+    open_reader,
     pairs,
     print_json,
     print_table,
@@ -25,6 +27,7 @@ from experiment_service.domain.configuration import (
 )
 from experiment_service.domain.declaration import parse_declaration, parse_outcome
 from experiment_service.domain.event import check_attributes, check_id
+from experiment_service.domain.pseudonym import Pseudonyms
 from experiment_service.errors import InvalidRequest
 from experiment_service.reallocation import reallocate
 from experiment_service.storage import experiments as storage
@@ -70,6 +73,8 @@ def add_experiments(commands: Any) -> None:  # noqa: ANN401 - argparse names no 
 
 def _create(settings: Settings, parsed: argparse.Namespace) -> None:
     declaration = parse_declaration(_read_document(parsed.file))
+    overrides = Pseudonyms(settings.unit_key).of_keys(declaration.overrides)
+    declaration = replace(declaration, overrides=overrides)
     with open_engine(settings) as engine, transaction(engine) as connection:
         experimentation.create(connection, declaration, actor=actor(), now=clock())
         if parsed.start:
@@ -90,7 +95,7 @@ def _read_document(file: Path) -> object:
 
 
 def _list(settings: Settings, _: argparse.Namespace) -> None:
-    with open_engine(settings) as engine, transaction(engine) as connection:
+    with open_reader(settings) as engine, transaction(engine) as connection:
         experiments = storage.list_experiments(connection)
     rows = [
         (
@@ -111,7 +116,7 @@ def _list(settings: Settings, _: argparse.Namespace) -> None:
 
 
 def _show(settings: Settings, parsed: argparse.Namespace) -> None:
-    with open_engine(settings) as engine, transaction(engine) as connection:
+    with open_reader(settings) as engine, transaction(engine) as connection:
         experiment = storage.get_experiment(connection, parsed.key)
         epochs = storage.list_epochs(connection, experiment.id, last=20)
         history = storage.list_audit(connection, f"experiment/{parsed.key}")
@@ -182,7 +187,9 @@ def _set_weights(settings: Settings, parsed: argparse.Namespace) -> None:
 
 
 def _set_overrides(settings: Settings, parsed: argparse.Namespace) -> None:
-    overrides = pairs("override", parsed.overrides)
+    overrides = Pseudonyms(settings.unit_key).of_keys(
+        pairs("override", parsed.overrides)
+    )
     with open_engine(settings) as engine, transaction(engine) as connection:
         experimentation.set_overrides(connection, parsed.key, overrides, actor=actor())
     print(f"{parsed.key}: {len(overrides)} overrides")
@@ -193,10 +200,10 @@ def _explain(settings: Settings, parsed: argparse.Namespace) -> None:
         "attributes",
         {k: _attribute(v) for k, v in pairs("attribute", parsed.attributes).items()},
     )
-    check_id("unit_id", parsed.unit_id)
-    with open_engine(settings) as engine, transaction(engine) as connection:
+    unit_id = Pseudonyms(settings.unit_key).of(check_id("unit_id", parsed.unit_id))
+    with open_reader(settings) as engine, transaction(engine) as connection:
         assignment = experimentation.explain(
-            connection, parsed.key, parsed.unit_id, attributes
+            connection, parsed.key, unit_id, attributes
         )
     print(f"variant     {assignment.variant or 'none: not in the experiment'}")
     if assignment.propensity is not None:

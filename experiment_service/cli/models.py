@@ -16,6 +16,7 @@ from experiment_service.cli.common import (
     print_table,
 )
 from experiment_service.config import Settings
+from experiment_service.domain.pseudonym import Pseudonyms
 from experiment_service.errors import InvalidRequest, InvalidState
 from experiment_service.storage.database import transaction
 from experiment_service.storage.models import ModelStatus, list_versions
@@ -58,6 +59,10 @@ def _train(settings: Settings, parsed: argparse.Namespace) -> None:
         catalogue=parsed.catalogue,
         cut=None if parsed.cut is None else instant("--cut", parsed.cut),
     )
+    if settings.unit_key is not None:
+        interactions = training.pseudonymised(
+            interactions, Pseudonyms(settings.unit_key)
+        )
     rejected = []
     with open_engine(settings) as engine:
         for recommender in parsed.recommender:

@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from experiment_service.analysis.planning import Design, Spread
-from experiment_service.cli.common import clock, open_engine, print_json, print_table
+from experiment_service.cli.common import clock, open_reader, print_json, print_table
 from experiment_service.config import Settings
 from experiment_service.domain.metric import MetricKind
 from experiment_service.errors import InvalidRequest
@@ -99,7 +99,7 @@ def _baseline(settings: Settings, parsed: argparse.Namespace) -> Baseline:
     if (parsed.mean is None) != (parsed.deviation is None):
         raise InvalidRequest("--mean and --deviation go together")
     if parsed.key is not None:
-        with open_engine(settings) as engine, transaction(engine) as connection:
+        with open_reader(settings) as engine, transaction(engine) as connection:
             return read_baseline(
                 connection,
                 parsed.key,

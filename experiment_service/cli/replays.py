@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from experiment_service.cli.common import (
     clock,
-    open_engine,
+    open_reader,
     pairs,
     print_json,
     print_table,
@@ -131,7 +131,7 @@ def add_export(commands: Any) -> None:  # noqa: ANN401 - argparse names no type
 def _export(settings: Settings, parsed: argparse.Namespace) -> None:
     if parsed.content != "rounds" and (parsed.metric or parsed.segment_by):
         raise InvalidRequest("--metric and --segment-by are for rounds only")
-    with open_engine(settings) as engine, transaction(engine) as connection:
+    with open_reader(settings) as engine, transaction(engine) as connection:
         rows = export(
             connection,
             parsed.key,
@@ -150,7 +150,7 @@ def _replay(settings: Settings, parsed: argparse.Namespace) -> None:
     _refuse_options(parsed)
     policies = tuple(parse_policy(text) for text in parsed.policy)
     if parsed.file is None:
-        with open_engine(settings) as engine, transaction(engine) as connection:
+        with open_reader(settings) as engine, transaction(engine) as connection:
             log = read_experiment(
                 connection,
                 parsed.key,

@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from experiment_service.analysis.interval import Interval, Withheld
-from experiment_service.cli.common import clock, open_engine, print_json, print_table
+from experiment_service.cli.common import clock, open_reader, print_json, print_table
 from experiment_service.config import Settings
 from experiment_service.reporting import (
     Comparison,
@@ -31,7 +31,7 @@ def add_report(commands: Any) -> None:  # noqa: ANN401 - argparse names no type
 
 
 def _report(settings: Settings, parsed: argparse.Namespace) -> None:
-    with open_engine(settings) as engine, transaction(engine) as connection:
+    with open_reader(settings) as engine, transaction(engine) as connection:
         build = build_segments if parsed.segments else build_report
         report = build(connection, parsed.key, as_of=clock())
     if parsed.json:

@@ -5,7 +5,7 @@ start, without the database.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -20,6 +20,7 @@ from experiment_service.domain.experiment import (
     Experiment,
     ExperimentState,
 )
+from experiment_service.domain.key import ApiKey, key_record, parse_key_record
 from experiment_service.errors import NotFound, known
 
 #: Epochs kept per experiment, for sticky units and prefetched exposures.
@@ -73,6 +74,10 @@ class Configuration:
         State of every experiment, also of those that do not run.
     loaded_at : datetime
         When it was read from the database.
+    keys : mapping of str to ApiKey
+        Every API key by id, also those that are refused; without the days of use.
+    erased : frozenset of str
+        Digests, hexadecimal, of units that were erased lately; see `storage.erasure`.
     """
 
     placements: Mapping[str, Placement]
@@ -80,6 +85,8 @@ class Configuration:
     states: Mapping[str, str]
     models: Mapping[str, LiveModel]
     loaded_at: datetime
+    keys: Mapping[str, ApiKey] = field(default_factory=dict)
+    erased: frozenset[str] = frozenset()
 
     def placement(self, key: str) -> Placement:
         """Return a placement.
@@ -234,6 +241,8 @@ def configuration_document(configuration: Configuration) -> dict[str, Any]:
             for m in configuration.models.values()
         ],
         "loaded_at": _instant(configuration.loaded_at),
+        "keys": [key_record(key) for key in configuration.keys.values()],
+        "erased": sorted(configuration.erased),
     }
 
 
@@ -252,4 +261,7 @@ def parse_configuration(document: Mapping[str, Any]) -> Configuration:
         states=document["states"],
         models={m["name"]: LiveModel(**m) for m in document["models"]},
         loaded_at=datetime.fromisoformat(document["loaded_at"]),
+        # A copy on disk may be of a version that had neither.
+        keys={k["id"]: parse_key_record(k) for k in document.get("keys", ())},
+        erased=frozenset(document.get("erased", ())),
     )

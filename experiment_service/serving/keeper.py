@@ -76,6 +76,7 @@ class SnapshotKeeper:
         self._clock = clock
         self._snapshot: Snapshot | None = None
         self._copied = False
+        self._forgotten: frozenset[str] = frozenset()
         self._problem: str | None = None
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="keeper", daemon=True)
@@ -203,12 +204,19 @@ class SnapshotKeeper:
 
     def _fill_sticky(self, now: datetime) -> None:
         try:
+            self._forget_erased()
             for served in self.snapshot.experiments.values():
                 if served.sticky:
                     self._fill_experiment(served.experiment.id, now)
         except (sqlite3.Error, Unavailable):
             # The configuration is fresh all the same; the next look fills in more.
             log.exception("sticky store not filled")
+
+    def _forget_erased(self) -> None:
+        new = self.configuration.erased - self._forgotten
+        if new:
+            self._sticky.forget(new)
+            self._forgotten = self.configuration.erased
 
     def _fill_experiment(self, number: int, now: datetime) -> None:
         until = self._sticky.filled_until(number)

@@ -4,9 +4,10 @@ One small sqlite file shared by the serving processes of a machine. It is a cach
 `unit_exposure`: what it loses, the keeper fills in again from the database.
 """
 
+import hashlib
 import logging
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
@@ -128,6 +129,30 @@ class StickyStore:
                 " until = excluded.until",
                 (experiment_id, until.isoformat()),
             )
+        finally:
+            connection.close()
+
+    def forget(self, digests: Collection[str]) -> int:
+        """Remove the units of these SHA-256 digests, hexadecimal; return how many rows.
+
+        Reads every row: a unit's digest is all that is known of one that was erased.
+
+        Raises
+        ------
+        sqlite3.Error
+            When the file can't be written.
+        """
+        connection = self._open()
+        try:
+            connection.create_function(
+                "is_erased",
+                1,
+                lambda unit: hashlib.sha256(unit.encode()).hexdigest() in digests,
+                deterministic=True,
+            )
+            return connection.execute(
+                "DELETE FROM first_epoch WHERE is_erased(unit_id)"
+            ).rowcount
         finally:
             connection.close()
 

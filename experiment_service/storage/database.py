@@ -22,6 +22,10 @@ from experiment_service.errors import InvalidRequest, Unavailable
 from experiment_service.storage.embedded import embedded_server
 
 CHANNEL = "experiment_service"
+
+#: Whoever adds or erases events, or adds partitions, holds this advisory lock.
+EVENTS_LOCK = "events"
+
 MINIMUM_SERVER_VERSION = 14
 
 _STATEMENT_TIMEOUT_MS = 60_000
@@ -72,7 +76,9 @@ def normalise_url(database_url: str) -> URL:
     return url.set(drivername="postgresql+psycopg")
 
 
-def create_engine(url: str, *, pool_size: int = 5, name: str = "service") -> Engine:
+def create_engine(
+    url: str, *, pool_size: int = 5, name: str = "service", read_only: bool = False
+) -> Engine:
     """Return an engine with UTC sessions and bounded statements and lock waits.
 
     Parameters
@@ -81,10 +87,13 @@ def create_engine(url: str, *, pool_size: int = 5, name: str = "service") -> Eng
         Connections kept; none is opened beyond them.
     name : str
         Shown as ``application_name`` in ``pg_stat_activity``.
+    read_only : bool
+        Let the server refuse to write.
     """
     options = (
         f"-c timezone=UTC -c statement_timeout={_STATEMENT_TIMEOUT_MS} "
-        f"-c lock_timeout={_LOCK_TIMEOUT_MS}"
+        f"-c lock_timeout={_LOCK_TIMEOUT_MS} "
+        f"-c default_transaction_read_only={'on' if read_only else 'off'}"
     )
     return sqlalchemy.create_engine(
         url,
@@ -114,7 +123,7 @@ def reading_engine(
         When the server does not answer or start, or its schema is not up to date.
     """
     with running_database(database_url, data_dir) as url:
-        engine = create_engine(url, pool_size=4, name=name)
+        engine = create_engine(url, pool_size=4, name=name, read_only=True)
         try:
             check_migrated(engine)
             yield engine.execution_options(

@@ -57,7 +57,12 @@ from experiment_service.domain.event import Exposure, Interaction
 from experiment_service.domain.experiment import ExperimentKind
 from experiment_service.errors import InvalidRequest
 from experiment_service.storage import schema
-from experiment_service.storage.database import allow_time, lock_for_transaction
+from experiment_service.storage.database import (
+    EVENTS_LOCK,
+    allow_time,
+    lock_for_transaction,
+)
+from experiment_service.storage.erasure import drop_erased
 from experiment_service.storage.units import (
     summarise_units,
     touch_later_units,
@@ -143,6 +148,7 @@ def store_events(
             connection, _new_interaction, map(_interaction_row, _unique(interactions))
         )
         lock_events(connection)
+        erased = drop_erased(connection, _new_exposure, _new_interaction)
         now = connection.execute(select(func.clock_timestamp())).scalar_one()
         counts = StoredCounts(
             exposures=_store_new(connection, _new_exposure, schema.exposure, now),
@@ -153,7 +159,7 @@ def store_events(
         )
         if counts.exposures:
             _add_unit_exposures(connection, _new_exposure, literal(now))
-        received = len(exposures) + len(interactions)
+        received = len(exposures) + len(interactions) - erased
         _add_intake(
             connection, now, received, received - counts.exposures - counts.interactions
         )
@@ -166,7 +172,7 @@ def lock_events(connection: Connection) -> None:
 
     An exposure and its interaction in two transactions at once would miss each other.
     """
-    lock_for_transaction(connection, "events")
+    lock_for_transaction(connection, EVENTS_LOCK)
 
 
 def _add_intake(

@@ -35,6 +35,8 @@ from experiment_service.domain.experiment import (
 from experiment_service.errors import Conflict, NotFound, known
 from experiment_service.storage import schema
 from experiment_service.storage.database import notify_change, violated_constraint
+from experiment_service.storage.erasure import list_erased
+from experiment_service.storage.keys import list_keys
 
 #: Action in the audit log that holds a decision.
 DECIDE = "decide"
@@ -400,6 +402,9 @@ def load_configuration(connection: Connection, *, now: datetime) -> Configuratio
         states={row.key: row.state for row in states},
         models={row.name: LiveModel(**row._mapping) for row in live},  # noqa: SLF001
         loaded_at=now,
+        # The days of use change all the time, and no answer depends on them.
+        keys={key.id: replace(key, used_on=None) for key in list_keys(connection)},
+        erased=list_erased(connection),
     )
 
 

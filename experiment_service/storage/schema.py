@@ -17,6 +17,7 @@ from sqlalchemy import (
     Identity,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     Numeric,
     PrimaryKeyConstraint,
@@ -344,4 +345,29 @@ audit = Table(
     _recorded_at(),
     # The history of one thing.
     Index(None, "subject", "id"),
+)
+
+#: Who may ask; of a secret only its SHA-256 is here. Never deleted: the audit names them.
+api_key = Table(
+    "api_key",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("scopes", ARRAY(Text), nullable=False),
+    Column("hash", Text, nullable=False),
+    # Pages that may use it from a browser.
+    Column("origins", ARRAY(Text), nullable=False),
+    Column("per_second", Double),
+    _instant("created_at"),
+    _instant("expires_at", nullable=True),
+    _instant("revoked_at", nullable=True),
+    Column("used_on", Date),
+)
+
+#: Units that were erased: events from before, still on their way, are dropped.
+erased_unit = Table(
+    "erased_unit",
+    metadata,
+    Column("digest", LargeBinary, primary_key=True),
+    _instant("erased_at"),
 )

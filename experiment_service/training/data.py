@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from experiment_service.domain.event import check_id
+from experiment_service.domain.pseudonym import Pseudonyms
 from experiment_service.errors import InvalidRequest
 from recommenders import complete_journey
 from recommenders.interactions import IdMap, Interactions
@@ -79,6 +80,13 @@ def load_interactions(
     if not listed.all():
         log.info("left out interactions=%d not_in=%s", (~listed).sum(), catalogue)
     return loaded[listed]
+
+
+def pseudonymised(interactions: pd.DataFrame, pseudonyms: Pseudonyms) -> pd.DataFrame:
+    """Return interactions with what stands for their units, as requests will."""
+    units = interactions["unit_id"]
+    by_unit = {unit: pseudonyms.of(str(unit)) for unit in units.unique()}
+    return interactions.assign(unit_id=units.astype(object).map(by_unit))
 
 
 def check_interactions(interactions: pd.DataFrame, *, now: datetime) -> None:

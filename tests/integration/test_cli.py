@@ -140,3 +140,51 @@ def test_a_decision_is_stored_after_the_stop(run):
     assert run("decide", "home", "ship", *given)[1] == "home: ship other\n"
     report = json.loads(run("report", "home", "--json")[1])
     assert report["facts"]["decision"]["reason"] == "it won"
+
+
+def test_keys_are_shown_once_listed_rotated_and_revoked(run):
+    assert "no keys yet" in run("keys", "list")[1]
+    page = ("--scope", "storefront", "--origin", "https://shop.example")
+    written = run("keys", "create", "shop page", *page, "--per-second", "50")[1].strip()
+    key_id, secret = written.split("_", 2)[1:]
+    listed = run("keys", "list")[1]
+    assert secret not in listed
+    assert f"{key_id}  shop page  storefront  https://shop.example  50" in listed
+    successor = run("keys", "rotate", key_id, "--overlap-hours", "0")[1].strip()
+    assert successor.startswith("es_")
+    assert "has expired" in run("keys", "list")[1]
+    assert refused(run("keys", "rotate", key_id), "has expired")
+    next_id = successor.split("_")[1]
+    assert run("keys", "revoke", next_id, "--reason", "lost")[1] == (
+        f"{next_id}: revoked\n"
+    )
+    assert refused(run("keys", "revoke", next_id), "was revoked")
+    assert refused(run("keys", "revoke", "nope"), "key 'nope' does not exist")
+    assert refused(run("keys", "create", "x", "--scope", "root"), "one of admin")
+    assert refused(
+        run("keys", "create", "x", "--scope", "admin", "--days", "1e300"),
+        "--days is 1e+300; it is out of range",
+    )
+    audited = json.loads(run("audit", "--subject", f"key/{key_id}", "--json")[1])
+    assert [entry["action"] for entry in audited] == ["rotate", "create"]
+    assert audited[0]["before"]["expires_at"] is None
+    assert audited[0]["after"]["expires_at"] is not None
+    assert secret not in json.dumps(audited)
+    assert f"key/{next_id}" in run("audit", "--limit", "1")[1]
+    assert refused(run("audit", "--limit", "0"), "--limit is 0")
+
+
+@pytest.mark.usefixtures("home")
+def test_a_unit_is_erased_and_testers_are_pseudonyms(run, monkeypatch):
+    run("set-overrides", "home", "tester=other")
+    out = run("erase", "tester", "--reason", "request 17")[1]
+    assert "unit_outcome   0" in out
+    assert "home has it among its overrides still" in out
+    assert "erase" in run("audit", "--subject", "unit")[1]
+    monkeypatch.setenv("EXPERIMENT_SERVICE_UNIT_KEY", "k" * 32)
+    run("set-overrides", "home", "tester=other")
+    shown = json.loads(run("show", "home")[1])["declaration"]["overrides"]
+    assert list(shown.values()) == ["other"]
+    assert "tester" not in shown
+    assert "decided by  override" in run("explain", "home", "tester")[1]
+    assert refused(run("erase", ""), "unit_id has 0 characters")

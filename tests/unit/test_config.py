@@ -18,6 +18,8 @@ OIDC = {
 PASSWORD_HASH = "EXPERIMENT_SERVICE_DASHBOARD_PASSWORD_HASH"
 ALL = {
     "DATABASE_URL": "postgresql://host/shop",
+    "EXPERIMENT_SERVICE_READER_URL": "postgresql://reader@host/shop",
+    "EXPERIMENT_SERVICE_UNIT_KEY": "0123456789abcdef0123456789abcdef",
     "EXPERIMENT_SERVICE_DATA_DIR": "/data",
     "EXPERIMENT_SERVICE_HOST": "0.0.0.0",
     "EXPERIMENT_SERVICE_PORT": "9000",
@@ -32,6 +34,8 @@ def test_each_setting_is_read_from_its_variable():
     assert {*ALL, PASSWORD_HASH} == set(variables().values())
     assert Settings.from_environment(ALL) == Settings(
         database_url="postgresql://host/shop",
+        reader_url="postgresql://reader@host/shop",
+        unit_key="0123456789abcdef0123456789abcdef",
         data_dir=Path("/data"),
         host="0.0.0.0",
         port=9000,
@@ -127,3 +131,43 @@ def test_a_child_process_reads_the_same_settings(monkeypatch):
     assert {name: child[name] for name in ALL} == ALL | {
         "DATABASE_URL": "postgresql://elsewhere/shop"
     }
+
+
+def test_secrets_are_shown_nowhere():
+    settings = Settings.from_environment(ALL)
+    assert "postgresql" not in repr(settings)
+    assert ALL["EXPERIMENT_SERVICE_UNIT_KEY"] not in repr(settings)
+    short = {"EXPERIMENT_SERVICE_UNIT_KEY": "hunter2"}
+    with pytest.raises(
+        InvalidRequest, match="is set, but not well; it must have 32"
+    ) as refusal:
+        Settings.from_environment(short)
+    assert "hunter2" not in refusal.value.message
+
+
+def test_a_reader_needs_a_database():
+    reader = {"EXPERIMENT_SERVICE_READER_URL": "postgresql://reader@host/shop"}
+    with pytest.raises(InvalidRequest, match="DATABASE_URL is not; set both"):
+        Settings.from_environment(reader)
+    assert Settings().reading_url is None
+    assert Settings(database_url="a").reading_url == "a"
+    assert Settings(database_url="a", reader_url="b").reading_url == "b"
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [
+        ("127.0.0.1", True),
+        ("127.9.9.9", True),
+        ("::1", True),
+        ("localhost", True),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("10.0.0.1", False),
+        ("localhost.example", False),
+        ("127.0.0.1.example", False),
+        ("", False),
+    ],
+)
+def test_loopback_is_what_only_this_machine_reaches(host, loopback):
+    assert Settings(host=host).is_loopback is loopback

@@ -1,12 +1,16 @@
 """I12: no request, however malformed, gets a 500; each gets the one error shape."""
 
+import contextlib
 import json
 import socket
 from urllib.parse import urlsplit
 
+import psutil
 import pytest
+from sqlalchemy import text
 
 from experiment_service.api.schemas import ErrorAnswer
+from experiment_service.storage import schema
 from tests.integration.serving.conftest import declaration
 
 RECOMMEND = "/v1/recommendations"
@@ -14,6 +18,8 @@ ASSIGN = "/v1/assignments"
 EXPOSE = "/v1/exposures"
 INTERACT = "/v1/interactions"
 EXPERIMENTS = "/v1/experiments"
+KEYS = "/v1/keys"
+ERASE = "/v1/erasures"
 
 GOOD = {"unit_id": "u", "placement": "home"}
 EXPOSURE = {
@@ -40,7 +46,7 @@ def click(**changes):
 
 
 def declared(**changes):
-    return json.dumps(declaration("hostile", **changes))
+    return json.dumps(declaration("hostile") | changes)
 
 
 # Method, path, body and the status it gets.
@@ -309,9 +315,167 @@ HOSTILE = {
     "delete of an experiment": ("DELETE", f"{EXPERIMENTS}/none", None, 405),
     "patch": ("PATCH", EXPERIMENTS, "{}", 405),
     "options": ("OPTIONS", RECOMMEND, None, 405),
+    "placement with SQL": (
+        "POST",
+        RECOMMEND,
+        body(placement="home'; DROP TABLE audit; --"),
+        404,
+    ),
+    "experiment with SQL": ("GET", f"{EXPERIMENTS}/x'%20OR%20'1'='1", None, 404),
+    "experiment key with SQL": (
+        "POST",
+        EXPERIMENTS,
+        declared(key="x'); DELETE FROM experiment; --"),
+        422,
+    ),
+    "path to a file": ("GET", "/v1/../../etc/passwd", None, 404),
+    "encoded path to a file": ("GET", "/%2e%2e/%2e%2e/etc/passwd", None, 404),
+    "experiment key with a path": (
+        "POST",
+        EXPERIMENTS,
+        declared(key="../../etc/passwd"),
+        422,
+    ),
+    "line break in an experiment's path": (
+        "GET",
+        f"{EXPERIMENTS}/a%0d%0aset-cookie:x",
+        None,
+        422,
+    ),
+    "51 variants": (
+        "POST",
+        EXPERIMENTS,
+        declared(
+            variants=[
+                {"key": f"v{n}", "recommender": "als", "control": n == 0}
+                for n in range(51)
+            ]
+        ),
+        422,
+    ),
+    "31 metrics": (
+        "POST",
+        EXPERIMENTS,
+        declared(
+            metrics=[
+                {
+                    "name": f"m{n}",
+                    "title": "m",
+                    "kind": "mean",
+                    "event_kinds": ["click"],
+                }
+                for n in range(31)
+            ]
+        ),
+        422,
+    ),
+    "1001 overrides": (
+        "POST",
+        EXPERIMENTS,
+        declared(overrides={f"u{n}": "new" for n in range(1001)}),
+        422,
+    ),
+    "1001 new overrides": (
+        "PUT",
+        f"{EXPERIMENTS}/none/overrides",
+        json.dumps({"overrides": {f"u{n}": "new" for n in range(1001)}}),
+        422,
+    ),
+    "1001 targeting values": (
+        "POST",
+        EXPERIMENTS,
+        declared(
+            targeting=[{"attribute": "a", "operator": "in", "values": ["x"] * 1001}]
+        ),
+        422,
+    ),
+    "201 items shown": (
+        "POST",
+        EXPOSE,
+        exposure(items=[{"item_id": "i", "source": "s"}] * 201),
+        422,
+    ),
+    "1001 exposures": (
+        "POST",
+        EXPOSE,
+        json.dumps({"exposures": [EXPOSURE] * 1001}),
+        422,
+    ),
+    "key of no scope": ("POST", KEYS, '{"name": "k", "scopes": []}', 422),
+    "key of an unknown scope": ("POST", KEYS, '{"name": "k", "scopes": ["root"]}', 422),
+    "key of a scope twice": (
+        "POST",
+        KEYS,
+        '{"name": "k", "scopes": ["admin", "admin"]}',
+        422,
+    ),
+    "key for every page": (
+        "POST",
+        KEYS,
+        '{"name": "k", "scopes": ["storefront"], "origins": ["*"]}',
+        422,
+    ),
+    "admin key for a page": (
+        "POST",
+        KEYS,
+        '{"name": "k", "scopes": ["admin"], "origins": ["https://a.example"]}',
+        422,
+    ),
+    "key with a line break": ("POST", KEYS, '{"name":"a\\nb","scopes":["admin"]}', 422),
+    "key without end": (
+        "POST",
+        KEYS,
+        '{"name": "k", "scopes": ["admin"], "days": 1e300}',
+        422,
+    ),
+    "key of negative speed": (
+        "POST",
+        KEYS,
+        '{"name": "k", "scopes": ["admin"], "per_second": -1}',
+        422,
+    ),
+    "own secret": ("POST", KEYS, '{"name":"k","scopes":["admin"],"hash":"x"}', 422),
+    "revocation of no key": ("POST", f"{KEYS}/0a1b2c3d4e5f/revoke", None, 404),
+    "rotation of no key": ("POST", f"{KEYS}/%00/rotate", None, 422),
+    "rotation for ever": (
+        "POST",
+        f"{KEYS}/none/rotate",
+        '{"overlap_hours": 1e400}',
+        422,
+    ),
+    "deletion of a key": ("DELETE", f"{KEYS}/none", None, 404),
+    "erasure of nobody": ("POST", ERASE, "{}", 422),
+    "erasure of all": ("POST", ERASE, '{"unit_id": ""}', 422),
+    "erasure of several": ("POST", ERASE, '{"unit_id": ["a", "b"]}', 422),
+    "erasure with NUL": ("POST", ERASE, '{"unit_id": "a\\u0000"}', 422),
+    "audit of page 0": ("GET", "/v1/audit?before=0", None, 422),
+    "audit beyond 64 bits": ("GET", f"/v1/audit?before={10**30}", None, 422),
+    "all of the audit": ("GET", "/v1/audit?limit=1000000", None, 422),
+    "audit written": ("POST", "/v1/audit", "{}", 405),
 }
 
 
+_COUNTED = [table.name for table in schema.metadata.sorted_tables]
+_COUNTS = text(
+    " UNION ALL ".join(f"SELECT '{name}', count(*) FROM {name}" for name in _COUNTED)
+)
+
+
+@pytest.fixture
+def nothing_written(running_shop):
+    """Demand that no table has gained or lost a row, and no journal an event."""
+
+    def counts():
+        waiting = running_shop.get("/v1/status").json()["journal"]["events"]
+        with running_shop.engine.connect() as connection:
+            return waiting, sorted(map(tuple, connection.execute(_COUNTS)))
+
+    before = counts()
+    yield
+    assert counts() == before
+
+
+@pytest.mark.usefixtures("nothing_written")
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_request_gets_its_refusal(running_shop, name):
     method, path, content, status = HOSTILE[name]
@@ -321,6 +485,7 @@ def test_hostile_request_gets_its_refusal(running_shop, name):
     assert answer.status_code == status, answer.text
     error = ErrorAnswer.model_validate_json(answer.content).error
     assert len(error.message) < 600
+    assert len(error.message.split()) >= 3, error.message
     assert answer.headers["content-type"] == "application/json"
 
 
@@ -381,10 +546,29 @@ RAW = {
     "bad length": b"POST /v1/recommendations HTTP/1.1\r\ncontent-length: x\r\n\r\n",
     "bad chunk": b"POST /v1/recommendations HTTP/1.1\r\ntransfer-encoding: chunked"
     b"\r\ncontent-type: application/json\r\n\r\nzz\r\n",
+    "unknown method": b"STEAL /v1/keys HTTP/1.1\r\nhost: localhost\r\n\r\n",
+    "a tunnel": b"CONNECT localhost:5432 HTTP/1.1\r\nhost: localhost:5432\r\n\r\n",
+    "NUL in a header": b"GET /v1/keys HTTP/1.1\r\nhost: localhost\r\nx: a\x00b\r\n\r\n",
+    "NUL in the path": b"GET /v1/\x00 HTTP/1.1\r\nhost: localhost\r\n\r\n",
+    "two lengths": b"POST /v1/recommendations HTTP/1.1\r\ncontent-length: 2\r\n"
+    b"content-length: 30\r\n\r\n{}",
+    "length and chunks": b"POST /v1/recommendations HTTP/1.1\r\ncontent-length: 4\r\n"
+    b"transfer-encoding: chunked\r\n\r\n0\r\n\r\nGET /v1/keys HTTP/1.1\r\n\r\n",
+    "negative length": b"POST /v1/recommendations HTTP/1.1\r\ncontent-length: -1\r\n\r\n",
+    "endless path": b"GET /" + b"a" * 300_000 + b" HTTP/1.1\r\nhost: localhost\r\n\r\n",
+    "host of another site": b"GET /v1/keys HTTP/1.1\r\nhost: evil.example\r\n\r\n",
+    "page of another site": b"POST /v1/keys HTTP/1.1\r\nhost: localhost\r\n"
+    b"origin: https://evil.example\r\ncontent-length: 0\r\n\r\n",
+    "stop from another site": b"POST /v1/experiments/x/stop HTTP/1.1\r\n"
+    b"host: localhost\r\norigin: null\r\ncontent-length: 0\r\n\r\n",
+    "preflight of another site": b"OPTIONS /v1/interactions HTTP/1.1\r\n"
+    b"host: localhost\r\norigin: https://evil.example\r\n"
+    b"access-control-request-method: POST\r\n\r\n",
     "raw bytes in the path": b"GET /v1/\xff\xfe HTTP/1.1\r\nhost: x\r\n\r\n",
 }
 
 
+@pytest.mark.usefixtures("nothing_written")
 @pytest.mark.parametrize("name", RAW)
 def test_broken_http_is_refused_and_serving_goes_on(running_shop, name):
     address = urlsplit(running_shop.address)
@@ -394,6 +578,36 @@ def test_broken_http_is_refused_and_serving_goes_on(running_shop, name):
         status = connection.recv(65_536).split(b"\r\n")[0]
     assert b" 4" in status or status == b""
     assert running_shop.post(RECOMMEND, GOOD).status_code == 200
+
+
+def test_a_head_without_end_is_cut_off(running_shop):
+    """Without a bound its 64 MiB would be kept in memory, per connection."""
+    process = psutil.Process(running_shop.process.pid)
+    before = process.memory_info().rss
+    address = urlsplit(running_shop.address)
+    sent, answer = 0, b""
+    with socket.create_connection((address.hostname, address.port), 5) as connection:
+        try:
+            connection.sendall(b"GET /v1/status HTTP/1.1\r\nhost: localhost\r\n")
+            while sent < 64 << 20:
+                connection.sendall(b"x: " + b"a" * 16_000 + b"\r\n")
+                sent += 16_005
+        except OSError:
+            pass
+        with contextlib.suppress(OSError):
+            answer = connection.recv(65_536)
+    assert sent < 8 << 20
+    assert answer == b"" or b" 431 " in answer.split(b"\r\n")[0]
+    assert process.memory_info().rss - before < 16 << 20
+    assert running_shop.post(RECOMMEND, GOOD).status_code == 200
+
+
+def test_a_long_body_behind_a_short_head_is_fine(running_shop):
+    padded = body() + " " * 1_000_000
+    answer = running_shop.client.post(
+        RECOMMEND, content=padded, headers={"content-type": "application/json"}
+    )
+    assert answer.status_code == 200
 
 
 def test_chunked_body_over_the_limit_is_refused(running_shop):

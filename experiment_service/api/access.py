@@ -1,0 +1,361 @@
+"""Access: who asks, and whether they may; decided from memory, without the database.
+
+`Access.check` is the one decision, for every route and before a body is read. Keys come
+from the snapshot, so a change reaches every process as fast as a weight does, and keys
+stay usable while the database is away.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from functools import lru_cache
+from http import HTTPStatus
+from urllib.parse import parse_qs
+
+from experiment_service.api.failures import Failure
+from experiment_service.config import is_loopback
+from experiment_service.domain.key import (
+    BROWSER_PERMISSIONS,
+    PERMISSIONS,
+    ApiKey,
+    Permission,
+    is_secret,
+    read_key,
+)
+
+Headers = Iterable[tuple[bytes, bytes]]
+
+#: What each route needs; a route that is not here needs READ to look and CHANGE to act.
+_NEEDED: Mapping[tuple[str, str], Permission] = {
+    ("POST", "/v1/recommendations"): Permission.RECOMMEND,
+    ("POST", "/v1/interactions"): Permission.SEND,
+    ("POST", "/v1/exposures"): Permission.SEND,
+    ("POST", "/v1/assignments"): Permission.ASSIGN,
+    ("GET", "/v1/keys"): Permission.CHANGE,
+    ("GET", "/v1/audit"): Permission.CHANGE,
+}
+#: Probes have no key, and the documentation holds nothing of this shop.
+_PUBLIC = frozenset({"/health/live", "/health/ready", "/docs", "/openapi.json"})
+_LOOKING = frozenset({"GET", "HEAD", "OPTIONS"})
+
+#: What a page may send, and how long a browser may remember that.
+_PREFLIGHT = {
+    "access-control-allow-methods": "POST",
+    "access-control-allow-headers": "authorization, content-type, x-api-key",
+    "access-control-max-age": "600",
+}
+
+
+def permission_needed(method: str, path: str) -> Permission | None:
+    """Return what a request needs; None when anybody may ask."""
+    needed = _NEEDED.get((method, path))
+    if needed is not None:
+        return needed
+    if path in _PUBLIC:
+        return None
+    return Permission.READ if method in _LOOKING else Permission.CHANGE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caller:
+    """Who asks, once let in.
+
+    Attributes
+    ----------
+    actor : str
+        Name in the audit log: ``key:<id>``, or ``api`` where the service is open.
+    origin : str or None
+        The page that may read the answer.
+    key_id : str or None
+        The key it came with; None where the service is open.
+    """
+
+    actor: str
+    origin: str | None = None
+    key_id: str | None = None
+
+
+@dataclass(slots=True)
+class _Bucket:
+    """Requests that a key has left: it fills by its rate, up to those of one second."""
+
+    left: float
+    at: float
+
+    def take(self, per_second: float, now: float) -> float:
+        """Take one; return the seconds to wait for it, 0 when there was one."""
+        full = max(1.0, per_second)
+        # A clock that is set back gives nothing and takes nothing.
+        self.left = min(full, self.left + max(0.0, now - self.at) * per_second)
+        self.at = now
+        if self.left >= 1:
+            self.left -= 1
+            return 0.0
+        return (1 - self.left) / per_second
+
+
+@dataclass(frozen=True, slots=True)
+class _Presented:
+    """What of a request's headers access depends on."""
+
+    key: bytes | None
+    origin: str | None
+    host: str | None
+
+
+def _presented(headers: Headers, query: bytes) -> _Presented:
+    authorization = api_key = origin = host = None
+    for name, value in headers:
+        if name == b"authorization":
+            authorization = value
+        elif name == b"x-api-key":
+            api_key = value
+        elif name == b"origin":
+            origin = value.decode("latin-1")
+        elif name == b"host":
+            host = value.decode("latin-1")
+    key = api_key
+    if key is None and authorization is not None:
+        scheme, _, given = authorization.partition(b" ")
+        key = given.strip() if scheme.lower() == b"bearer" else authorization
+    if key is None and b"key=" in query:
+        key = _key_of_query(query, origin)
+    return _Presented(key, origin, host)
+
+
+def _key_of_query(query: bytes, origin: str | None) -> bytes | None:
+    """Read ``?key=`` of a page: `navigator.sendBeacon` can't send a header."""
+    values = parse_qs(query).get(b"key")
+    return values[0] if values and origin is not None else None
+
+
+class Access:
+    """Lets requests in or refuses them; belongs to one event loop.
+
+    Without any key, and listening on loopback only, the service is open to the programs
+    of this machine: the host asked for must be a loopback name too, and a page must have
+    come from one, so that no web site can use a visitor's browser to get here.
+
+    Parameters
+    ----------
+    keys : callable
+        Returns every key by id: the same object as long as nothing has changed.
+    loopback : bool
+        Whether the service listens on loopback only.
+    """
+
+    def __init__(
+        self, keys: Callable[[], Mapping[str, ApiKey]], *, loopback: bool
+    ) -> None:
+        self._keys = keys
+        self._loopback = loopback
+        self._buckets: dict[str, _Bucket] = {}
+        self._used: dict[str, date] = {}
+        self._unsaved: set[str] = set()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether no key is needed."""
+        return self._loopback and not self._keys()
+
+    def check(
+        self, headers: Headers, needed: Permission, now: float, query: bytes = b""
+    ) -> Caller | Failure:
+        """Decide about one request.
+
+        Parameters
+        ----------
+        headers : iterable of pairs of bytes
+            Names in small letters, as ASGI gives them.
+        needed : Permission
+            See `permission_needed`.
+        now : float
+            Seconds since 1970.
+        query : bytes
+            Query string; a browser key may come as ``key=``.
+        """
+        given = _presented(headers, query)
+        keys = self._keys()
+        if not keys and self._loopback:
+            return _check_neighbour(given, needed)
+        if given.key is None:
+            return _unauthenticated(
+                "a key is missing; send `Authorization: Bearer es_...` or `X-API-Key: "
+                "es_...`; `experiment-service keys create` makes one"
+            )
+        key = _find(keys, given.key)
+        if isinstance(key, Failure):
+            return key
+        problem = _about_key(key, given, needed, now)
+        if problem is not None:
+            return problem
+        self._note_use(key, now)
+        origin = given.origin if key.origins else None
+        wait = self._wait(key, now)
+        if wait:
+            return _too_many(key, wait, origin)
+        return Caller(actor=f"key:{key.id}", origin=origin, key_id=key.id)
+
+    def _wait(self, key: ApiKey, now: float) -> float:
+        """Return the seconds until a key may be used again, 0 when it may be now."""
+        if key.per_second is None:
+            return 0.0
+        bucket = self._buckets.get(key.id)
+        if bucket is None:
+            full = max(1.0, key.per_second)
+            bucket = self._buckets[key.id] = _Bucket(full, now)
+        return bucket.take(key.per_second, now)
+
+    def _note_use(self, key: ApiKey, now: float) -> None:
+        day = datetime.fromtimestamp(now, UTC).date()
+        if self._used.get(key.id) != day:
+            self._used[key.id] = day
+            self._unsaved.add(key.id)
+
+    def take_used(self) -> dict[str, date]:
+        """Return the days of use by key that are new since the last call."""
+        unsaved, self._unsaved = self._unsaved, set()
+        return {key_id: self._used[key_id] for key_id in unsaved}
+
+    def give_back(self, days: Mapping[str, date]) -> None:
+        """Take back days of use that could not be stored."""
+        self._unsaved |= days.keys()
+
+    def preflight(
+        self, headers: Headers, path: str, now: float
+    ) -> Mapping[str, str] | Failure:
+        """Answer a browser that asks whether a page may send a request.
+
+        It asks without the key, so every page is admitted that some browser key has; the
+        request itself is held against its own key.
+        """
+        given = _presented(headers, b"")
+        origin = given.origin or ""
+        if permission_needed("POST", path) not in BROWSER_PERMISSIONS:
+            return _forbidden(
+                f"{path[:80]!r} is not for pages; a page may send events and ask for "
+                "recommendations"
+            )
+        keys = self._keys()
+        at = datetime.fromtimestamp(now, UTC)
+        if not keys and self._loopback:
+            refused = _check_neighbour(given, Permission.SEND)
+            if isinstance(refused, Failure):
+                return refused
+        elif not any(origin in k.origins and not k.problem(at) for k in keys.values()):
+            return _forbidden(
+                f"origin {origin[:80]!r} is not allowed; make a key for it with "
+                "`experiment-service keys create --origin`"
+            )
+        return {**answer_headers(origin), **_PREFLIGHT}
+
+
+def answer_headers(origin: str) -> dict[str, str]:
+    """Return the headers that let a page read an answer."""
+    return {
+        "access-control-allow-origin": origin,
+        # Nothing here knows cookies; but `navigator.sendBeacon` always offers them.
+        "access-control-allow-credentials": "true",
+        "access-control-expose-headers": "retry-after",
+        "vary": "origin",
+    }
+
+
+def is_preflight(method: str, headers: Headers) -> bool:
+    """Whether a browser asks on behalf of a page."""
+    return method == "OPTIONS" and any(
+        name == b"access-control-request-method" for name, _ in headers
+    )
+
+
+def _find(keys: Mapping[str, ApiKey], written: bytes) -> ApiKey | Failure:
+    parts = read_key(written)
+    if parts is None:
+        return _unauthenticated("what was sent is not a key; keys start with es_")
+    key = keys.get(parts[0])
+    if key is None or not is_secret(parts[1], key.hash):
+        return _unauthenticated(
+            f"key {parts[0]} is not known, or its secret is wrong; ask who runs the "
+            "service for another"
+        )
+    return key
+
+
+def _about_key(
+    key: ApiKey, given: _Presented, needed: Permission, now: float
+) -> Failure | None:
+    if key.revoked_at is not None or key.expires_at is not None:
+        problem = key.problem(datetime.fromtimestamp(now, UTC))
+        if problem is not None:
+            return _unauthenticated(f"{problem}; ask for another")
+    if needed not in key.permissions:
+        scopes = [scope for scope, each in PERMISSIONS.items() if needed in each]
+        return _forbidden(
+            f"key {key.id} is a browser key; it may send events and ask for "
+            "recommendations only"
+            if key.origins
+            else f"key {key.id} has scope {' and '.join(key.scopes)}, and this needs "
+            f"{' or '.join(scopes)}"
+        )
+    if key.origins and given.origin not in key.origins:
+        return _forbidden(
+            f"key {key.id} is for pages of {', '.join(key.origins)}, and the request "
+            f"has origin {str(given.origin)[:80]!r}"
+        )
+    return None
+
+
+def _check_neighbour(given: _Presented, needed: Permission) -> Caller | Failure:
+    """Admit the programs of this machine, and pages that came from it."""
+    if given.host is not None and not _is_loopback_host(given.host):
+        return _forbidden(
+            f"host is {given.host[:80]!r}, and without keys the service answers to "
+            "loopback names only; make a key with `experiment-service keys create`"
+        )
+    origin = given.origin
+    if origin is None:
+        return Caller(actor="api")
+    scheme, separator, host = origin.partition("://")
+    own = host == given.host
+    if (
+        scheme in ("http", "https")
+        and separator
+        and _is_loopback_host(host)
+        and (own or needed in BROWSER_PERMISSIONS)
+    ):
+        return Caller(actor="api", origin=origin)
+    return _forbidden(
+        f"origin {origin[:80]!r} is a page from elsewhere; make a key for it with "
+        "`experiment-service keys create --origin`"
+    )
+
+
+@lru_cache(maxsize=64)
+def _is_loopback_host(host: str) -> bool:
+    """Whether the host of a header, maybe with a port, is this machine's own name."""
+    name = host.rpartition("]")[0].lstrip("[") or host.partition(":")[0]
+    return is_loopback(name.lower())
+
+
+def _unauthenticated(message: str) -> Failure:
+    return Failure(
+        status=HTTPStatus.UNAUTHORIZED,
+        code="unauthenticated",
+        message=message,
+        headers={"www-authenticate": 'Bearer realm="experiment-service"'},
+    )
+
+
+def _forbidden(message: str) -> Failure:
+    return Failure(status=HTTPStatus.FORBIDDEN, code="forbidden", message=message)
+
+
+def _too_many(key: ApiKey, wait: float, origin: str | None) -> Failure:
+    return Failure(
+        status=HTTPStatus.TOO_MANY_REQUESTS,
+        code="too_many_requests",
+        message=f"key {key.id} may send {key.per_second:g} requests a second; slow down",
+        headers={"retry-after": str(math.ceil(wait))}
+        | ({} if origin is None else answer_headers(origin)),
+    )
