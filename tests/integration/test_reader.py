@@ -9,7 +9,7 @@ from sqlalchemy.exc import DBAPIError
 from experiment_service.cli import main
 from experiment_service.reporting import Reports
 from experiment_service.storage import database
-from experiment_service.storage.events import ensure_partitions
+from experiment_service.storage.partitions import ensure_partitions
 from experiment_service.storage.reader import create_reader
 
 WRITES = [
