@@ -35,8 +35,17 @@ _NEEDED: Mapping[tuple[str, str], Permission] = {
     ("GET", "/v1/keys"): Permission.CHANGE,
     ("GET", "/v1/audit"): Permission.CHANGE,
 }
-#: Probes have no key, and the documentation holds nothing of this shop.
-_PUBLIC = frozenset({"/health/live", "/health/ready", "/docs", "/openapi.json"})
+#: Probes have no key; documentation and script hold nothing of this shop.
+_PUBLIC = frozenset(
+    {
+        "/health/live",
+        "/health/ready",
+        "/docs",
+        "/openapi.json",
+        "/client.js",
+        "/storefront",
+    }
+)
 _LOOKING = frozenset({"GET", "HEAD", "OPTIONS"})
 
 #: What a page may send, and how long a browser may remember that.
@@ -54,6 +63,8 @@ def permission_needed(method: str, path: str) -> Permission | None:
         return needed
     if path in _PUBLIC:
         return None
+    if path.startswith("/ofrep/"):
+        return Permission.ASSIGN
     return Permission.READ if method in _LOOKING else Permission.CHANGE
 
 

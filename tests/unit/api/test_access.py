@@ -143,6 +143,10 @@ def test_a_scope_allows_what_it_is_for(scope, needed):
         ("DELETE", "/v1/anything", "change"),
         ("POST", "/v1/recommendations/", "change"),
         ("GET", "/anything/new", "read"),
+        ("GET", "/metrics", "read"),
+        ("POST", "/ofrep/v1/evaluate/flags", "assign"),
+        ("POST", "/ofrep/v1/evaluate/flags/home", "assign"),
+        ("GET", "/client.js", None),
         ("GET", "/health/live", None),
     ],
 )
