@@ -134,6 +134,7 @@ class DeclarationDocument(Request):
     metrics: list[MetricDeclaration] = Field(
         default_factory=list, max_length=MAX_METRICS
     )
+    cuped: bool = False
     reward_metric: Identifier = "visitor_interaction_rate"
     guardrails: dict[Identifier, float] = Field(
         default_factory=dict, examples=[{"dismiss_rate": 0.1}]

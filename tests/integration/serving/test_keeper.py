@@ -204,8 +204,10 @@ def add_unit_exposure(engine, experiment_id, unit_id, *, epoch):
         connection.execute(
             text(
                 "INSERT INTO unit_exposure (experiment_id, unit_id, epoch, variant,"
-                " propensity, exposures, fallback_exposures, first_at, last_at)"
-                " VALUES (:experiment, :unit, :epoch, 'old', 0.5, 1, 0, now(), now())"
+                " propensity, exposures, fallback_exposures, context, first_at,"
+                " last_at)"
+                " VALUES (:experiment, :unit, :epoch, 'old', 0.5, 1, 0, '{}', now(),"
+                " now())"
             ),
             {"experiment": experiment_id, "unit": unit_id, "epoch": epoch},
         )

@@ -174,6 +174,7 @@ def test_declared_fields_are_those_of_the_domain():
                 "direction": "higher",
             }
         ],
+        "cuped": True,
         "reward_metric": "conversion_rate",
         "guardrails": {"dismiss_rate": 0.1, "top-clicks": 0.5},
         "attribution_window": "2h",
