@@ -178,7 +178,7 @@ def test_keys_are_shown_once_listed_rotated_and_revoked(run):
 def test_a_unit_is_erased_and_testers_are_pseudonyms(run, monkeypatch):
     run("set-overrides", "home", "tester=other")
     out = run("erase", "tester", "--reason", "request 17")[1]
-    assert "unit_outcome   0" in out
+    assert "unit_of_analysis  0" in out
     assert "home has it among its overrides still" in out
     assert "erase" in run("audit", "--subject", "unit")[1]
     monkeypatch.setenv("EXPERIMENT_SERVICE_UNIT_KEY", "k" * 32)

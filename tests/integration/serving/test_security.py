@@ -380,12 +380,13 @@ def test_units_are_pseudonyms_everywhere_and_are_erased_by_their_own_id(guarded)
         json={"unit_id": "ana", "reason": "request 17"},
     )
     documents.ErasureDocument.model_validate_json(erased.content)
-    assert min(erased.json()["rows"].values()) > 0
+    rows = erased.json()["rows"]
+    assert min(rows[table] for table in rows_of_ana(guarded)) > 0
     assert set(rows_of_ana(guarded).values()) == {0}
     guarded.server.wait_for(lambda: sticky_rows(guarded) == 0)
     entry = guarded.send("GET", "/v1/audit?subject=unit", guarded.admin)
     assert entry.json()["entries"][0]["reason"] == "request 17"
-    assert "ana" not in entry.text
+    assert '"ana"' not in entry.text
     assert ANA not in entry.text
 
 
