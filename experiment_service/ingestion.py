@@ -17,6 +17,7 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
+from pydantic_core import to_json
 from sqlalchemy import Engine
 
 from experiment_service.domain.event import (
@@ -217,7 +218,7 @@ def encode(event: Exposure | Interaction) -> bytes:
             "items": event.items,
             "sources": event.sources,
             "fallback": event.fallback,
-            "context": dict(event.context),
+            "context": event.context,
             "exposed_at": event.exposed_at.isoformat(),
             "segment": event.segment,
         }
@@ -235,10 +236,7 @@ def encode(event: Exposure | Interaction) -> bytes:
             "value": None if event.value is None else str(event.value),
             "occurred_at": event.occurred_at.isoformat(),
         }
-    return _JSON.encode(document).encode()
-
-
-_JSON = json.JSONEncoder(separators=(",", ":"))
+    return to_json(document)
 
 
 def decode(payload: bytes) -> Exposure | Interaction:

@@ -172,10 +172,7 @@ class Desk:
             **_assignment(decision),
             "model": carousel.model,
             "settings": decision.settings,
-            "items": [
-                {"item_id": item, "source": source}
-                for item, source in zip(carousel.items, carousel.sources, strict=True)
-            ],
+            "items": _items(carousel),
             "fallback": carousel.fallback,
             **_exposure(decision, exposure, logged=request.log_exposure),
         }
@@ -346,6 +343,13 @@ class Desk:
             )
 
 
+def _items(shown: Carousel | Exposure) -> list[Document]:
+    return [
+        {"item_id": item, "source": source}
+        for item, source in zip(shown.items, shown.sources, strict=True)
+    ]
+
+
 def _key(decision: Decision) -> str | None:
     return decision.served.experiment.key if decision.served else None
 
@@ -377,10 +381,7 @@ def _exposure(
             "variant": exposure.variant,
             "epoch": exposure.epoch,
             "model": exposure.model,
-            "items": [
-                {"item_id": item, "source": source}
-                for item, source in zip(exposure.items, exposure.sources, strict=True)
-            ],
+            "items": _items(exposure),
             "attributes": exposure.context,
         },
     }

@@ -160,21 +160,24 @@ def assign(
             step=Step.OVERRIDE,
             reason="an override names this unit; it is not counted in the analysis",
         )
-    place = layer_segment(experiment.layer_salt, unit_id)
+    # Each hash costs as much as the rest of a step: none where all units pass.
     start, end = declaration.segments
-    if not start <= place < end:
-        return outside(
-            Step.LAYER_SEGMENT,
-            f"segment {place} of layer {declaration.layer!r} is outside {start} to "
-            f"{end - 1}",
-        )
-    gate = uniform(experiment.traffic_salt, unit_id)
-    if gate >= declaration.traffic_share:
-        return outside(
-            Step.TRAFFIC_GATE,
-            f"gate value {gate:.6f} is not below the traffic share "
-            f"{declaration.traffic_share:g}",
-        )
+    if end - start < SEGMENTS:
+        place = layer_segment(experiment.layer_salt, unit_id)
+        if not start <= place < end:
+            return outside(
+                Step.LAYER_SEGMENT,
+                f"segment {place} of layer {declaration.layer!r} is outside {start} to "
+                f"{end - 1}",
+            )
+    if declaration.traffic_share < 1:
+        gate = uniform(experiment.traffic_salt, unit_id)
+        if gate >= declaration.traffic_share:
+            return outside(
+                Step.TRAFFIC_GATE,
+                f"gate value {gate:.6f} is not below the traffic share "
+                f"{declaration.traffic_share:g}",
+            )
     for rule in declaration.targeting:
         if not rule.accepts(attributes):
             return outside(
