@@ -1,7 +1,8 @@
 """Journal: accepted events, safe on disk until the database has them.
 
-One SQLite file per process, in a slot guarded by a file lock. The lock dies with its
-process; another one then takes over what waits. Payloads are bytes: the journal does
+One SQLite file per process, in a slot with two file locks: one for the process that
+appends, one for the process that moves events on, which may be another. A lock dies with
+its process; another one then takes over what waits. Payloads are bytes: the journal does
 not know what they mean.
 """
 
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from itertools import count
 from pathlib import Path
 from typing import Literal, Self
@@ -36,6 +38,13 @@ CREATE TABLE IF NOT EXISTS set_aside (
     payload BLOB NOT NULL,
     reason TEXT NOT NULL
 );
+-- What has left `waiting` so far: the appending process reads here what another moved.
+CREATE TABLE IF NOT EXISTS removed (
+    id INTEGER PRIMARY KEY CHECK (id = 1),
+    events INTEGER NOT NULL,
+    bytes INTEGER NOT NULL
+);
+INSERT INTO removed SELECT 1, 0, 0 WHERE NOT EXISTS (SELECT * FROM removed);
 """
 
 _APPEND = "INSERT INTO waiting (appended_at, payload) VALUES (?, ?)"
@@ -45,6 +54,15 @@ SELECT count(*), coalesce(sum(length(payload)), 0) FROM waiting
 WHERE sequence IN (SELECT value FROM json_each(:sequences))
 """
 
+_SPAN = """
+SELECT coalesce((SELECT max(sequence) FROM waiting)
+                - (SELECT min(sequence) FROM waiting) + 1, 0)
+"""
+
+_REMOVED = """
+UPDATE removed SET events = events + ?, bytes = bytes + ?
+"""
+
 _SET_ASIDE = """
 INSERT INTO set_aside SELECT sequence, appended_at, payload, :reason FROM waiting
 WHERE sequence IN (SELECT value FROM json_each(:sequences))
@@ -52,6 +70,11 @@ WHERE sequence IN (SELECT value FROM json_each(:sequences))
 
 _DELETE = """
 DELETE FROM waiting WHERE sequence IN (SELECT value FROM json_each(:sequences))
+"""
+
+_RETURNED = """
+UPDATE removed SET events = events - (SELECT count(*) FROM set_aside),
+    bytes = bytes - (SELECT coalesce(sum(length(payload)), 0) FROM set_aside)
 """
 
 _RETRY = """
@@ -67,9 +90,15 @@ UNION ALL SELECT count(*), coalesce(sum(length(payload)), 0) FROM set_aside
 _BUSY_SECONDS = 10
 _READ_BYTES = 8 << 20
 _WAL_BYTES = 16 << 20
+# Rows of one INSERT, and rows that one transaction deletes: appends wait for its end.
+_INSERTED = 64
+_DELETED = 250
 # Pages of 4 KiB: free ones kept for the next burst, and given back at a time.
 _SPARE_PAGES = 4096
-_VACUUM_PAGES = 2048
+_VACUUM_PAGES = 256
+_VACUUMS = 8
+# How old the knowledge of what another process has moved may become.
+_CATCH_UP_SECONDS = 0.05
 
 
 @dataclass(slots=True, kw_only=True)
@@ -80,13 +109,15 @@ class _Totals:
     waiting_bytes: int
     set_aside: int
     set_aside_bytes: int
-    oldest_at: float | None
+    removed: int
+    removed_bytes: int
 
 
 class Journal:
     """The journal of a process; safe to use from any of its threads.
 
-    `open` claims the one of this process, `abandoned` those of dead processes.
+    `open` claims the one of this process, `abandoned` those of dead processes, and
+    `living` the moving of events out of those that other processes append to.
 
     Attributes
     ----------
@@ -99,7 +130,7 @@ class Journal:
     def __init__(
         self,
         path: Path,
-        lock: int,
+        locks: "_Locks",
         *,
         max_bytes: int,
         clock: Callable[[], float] = time.time,
@@ -107,7 +138,7 @@ class Journal:
         self.directory = path.parent
         self.arrived = threading.Event()
         self._path = path
-        self._lock = lock
+        self._locks = locks
         self._max_bytes = max_bytes
         self._clock = clock
         # SQLite has one writer at a time and would have another poll for its turn.
@@ -115,8 +146,13 @@ class Journal:
         self._appending = _connect(path, synchronous="FULL")
         # A deletion that a crash undoes is made again: it need not wait for the disk.
         self._moving = _connect(path, synchronous="NORMAL")
+        if locks.mover is None or locks.owner is None:
+            # Copying the log into the file would hold up appends; see `_empty_log`.
+            for connection in (self._appending, self._moving):
+                connection.execute("PRAGMA wal_autocheckpoint = 0")
         self._moves = threading.Lock()
         self._totals = _count(self._moving)
+        self._caught_up_at = 0.0
         # Guards the queue; never held while the disk works.
         self._changed = threading.Condition()
         self._queue: list[tuple[Sequence[bytes], Future[None]]] = []
@@ -128,7 +164,12 @@ class Journal:
 
     @classmethod
     def open(
-        cls, directory: Path, *, max_bytes: int, clock: Callable[[], float] = time.time
+        cls,
+        directory: Path,
+        *,
+        max_bytes: int,
+        shared: bool = False,
+        clock: Callable[[], float] = time.time,
     ) -> Self:
         """Claim the first free slot of a directory, with what a dead process left in it.
 
@@ -136,6 +177,8 @@ class Journal:
         ----------
         max_bytes : int
             Payload that may be kept, across restarts too.
+        shared : bool
+            Whether another process moves the events; see `living`.
         clock : callable
             Seconds since 1970.
 
@@ -149,9 +192,9 @@ class Journal:
             _sync_directory(directory.parent)
             for slot in count():
                 path = directory / f"journal-{slot}.sqlite3"
-                lock = _claim(path)
-                if lock is not None:
-                    return cls._open(path, lock, max_bytes, clock)
+                locks = _claim(path, owner=True, mover=not shared)
+                if locks is not None:
+                    return cls._open(path, locks, max_bytes, clock)
         raise AssertionError("unreachable")
 
     @classmethod
@@ -164,41 +207,84 @@ class Journal:
             When one can't be opened.
         """
         for path in sorted(directory.glob("journal-*.sqlite3")):
-            with _translated(path):
-                lock = _claim(path)
-                if lock is None:
-                    continue
-                if path.exists():
-                    journal = cls._open(path, lock, 0, time.time)
-                else:
-                    os.close(lock)  # another process was first, and has removed it
-                    continue
-            yield journal
+            journal = cls._take_over(path, owner=True)
+            if journal is not None:
+                yield journal
+
+    @classmethod
+    def living(cls, directory: Path) -> Iterator[Self]:
+        """Claim the moving of events that other processes append, one by one.
+
+        Of journals that were opened as `shared`, unless a process moves them already.
+
+        Raises
+        ------
+        Unavailable
+            When one can't be opened.
+        """
+        for path in sorted(directory.glob("journal-*.sqlite3")):
+            journal = cls._take_over(path, owner=False)
+            if journal is not None:
+                yield journal
+
+    @classmethod
+    def _take_over(cls, path: Path, *, owner: bool) -> Self | None:
+        with _translated(path):
+            locks = _claim(path, owner=owner, mover=True)
+            if locks is None:
+                return None
+            if not path.exists():
+                locks.release()  # another process was first, and has removed it
+                return None
+            return cls._open(path, locks, 0, time.time)
 
     @classmethod
     def _open(
-        cls, path: Path, lock: int, max_bytes: int, clock: Callable[[], float]
+        cls, path: Path, locks: "_Locks", max_bytes: int, clock: Callable[[], float]
     ) -> Self:
         try:
             try:
-                return cls(path, lock, max_bytes=max_bytes, clock=clock)
+                return cls(path, locks, max_bytes=max_bytes, clock=clock)
             except sqlite3.DatabaseError as error:
-                if type(error) is not sqlite3.DatabaseError:
-                    raise  # the file is sound, the disk or its rights are not
+                if type(error) is not sqlite3.DatabaseError or locks.owner is None:
+                    raise  # the disk or its rights are not sound, or it is not ours
                 _keep_damaged(path, error)
-                return cls(path, lock, max_bytes=max_bytes, clock=clock)
+                return cls(path, locks, max_bytes=max_bytes, clock=clock)
         except BaseException:
-            os.close(lock)
+            locks.release()
             raise
+
+    def claim(self) -> bool:
+        """Whether this journal is ours alone, by now: its process may have died.
+
+        Raises
+        ------
+        Unavailable
+            When its lock can't be used.
+        """
+        with self._moves, _translated(self._path):
+            if self._locks.owner is None:
+                self._locks.owner = _lock(self._path.with_suffix(".lock"))
+                if self._locks.owner is None:
+                    return False
+                totals = _count(self._moving)
+                with self._changed:
+                    self._totals = totals
+            return True
 
     @property
     def depth(self) -> int:
         """Number of events that wait."""
+        self._catch_up()
         return self._totals.waiting
 
     @property
     def pending_bytes(self) -> int:
         """Payload of the events that wait or are being written."""
+        self._catch_up()
+        return self._kept()
+
+    def _kept(self) -> int:
         return self._totals.waiting_bytes + self._queued_bytes
 
     @property
@@ -209,8 +295,30 @@ class Journal:
     @property
     def oldest_age(self) -> float | None:
         """Seconds for which the oldest event has waited, None when none waits."""
-        oldest_at = self._totals.oldest_at
+        with self._moves:
+            try:
+                oldest_at = _oldest_at(self._moving)
+            except sqlite3.Error:
+                return None  # closed, or the disk has failed, which is told elsewhere
         return None if oldest_at is None else max(0.0, self._clock() - oldest_at)
+
+    def _catch_up(self) -> None:
+        """See what has been removed, by this process or another."""
+        with self._moves:
+            try:
+                events, size = _removed(self._moving)
+                if self._locks.owner is None:
+                    # Another process appends. Rows go from the front, without gaps.
+                    (self._totals.waiting,) = self._moving.execute(_SPAN).fetchone()
+                    return
+            except sqlite3.Error:
+                return  # closed, or the disk has failed, which is told elsewhere
+            self._caught_up_at = time.monotonic()
+        with self._changed:
+            totals = self._totals
+            totals.waiting -= events - totals.removed
+            totals.waiting_bytes -= size - totals.removed_bytes
+            totals.removed, totals.removed_bytes = events, size
 
     def append(self, payloads: Sequence[bytes]) -> Future[None]:
         """Hand over events; return a future that is done once they are safe on disk.
@@ -226,11 +334,13 @@ class Journal:
         future: Future[None] = Future()
         # Running: a caller that gives up can't cancel it for the others.
         future.set_running_or_notify_cancel()
+        if self._is_full(size) and self._is_out_of_date():
+            self._catch_up()
         with self._changed:
             if self._closed:
                 raise Unavailable("the journal is closed; this process is stopping")
-            kept = self.pending_bytes + self._totals.set_aside_bytes
-            if kept + size > self._max_bytes:
+            if self._is_full(size):
+                kept = self._kept() + self._totals.set_aside_bytes
                 raise Unavailable(
                     f"the journal is full: {kept} of {self._max_bytes} bytes are used "
                     "by events that wait for the database; try again when it is back"
@@ -245,6 +355,13 @@ class Journal:
             self._queued_bytes += size
             self._changed.notify()
         return future
+
+    def _is_full(self, size: int) -> bool:
+        kept = self._kept() + self._totals.set_aside_bytes
+        return kept + size > self._max_bytes
+
+    def _is_out_of_date(self) -> bool:
+        return time.monotonic() - self._caught_up_at > _CATCH_UP_SECONDS
 
     def _write_until_closed(self) -> None:
         while group := self._next_group():
@@ -268,16 +385,11 @@ class Journal:
         now = self._clock()
         try:
             with self._writing:
-                with _transaction(self._appending):
-                    self._appending.executemany(
-                        _APPEND, [(now, payload) for payload in payloads]
-                    )
+                _insert(self._appending, now, payloads)
                 with self._changed:
                     self._queued_bytes -= size
                     self._totals.waiting += len(payloads)
                     self._totals.waiting_bytes += size
-                    if self._totals.oldest_at is None and payloads:
-                        self._totals.oldest_at = now
         except Exception as error:  # the thread must live, and the callers must know
             with self._changed:
                 self._queued_bytes -= size
@@ -302,6 +414,7 @@ class Journal:
         entries: list[tuple[int, bytes]] = []
         size = 0
         with self._moves, _translated(self._path):
+            _empty_log(self._moving, _files(self._path)[1])
             rows = self._moving.execute(
                 "SELECT sequence, payload FROM waiting ORDER BY sequence LIMIT ?",
                 (limit,),
@@ -322,9 +435,14 @@ class Journal:
         Unavailable
             When the file can't be written.
         """
-        self._remove(sequences, reason=None)
-        with self._moves, _translated(self._path), self._writing:
-            _give_back_space(self._moving)
+        for start in range(0, len(sequences), _DELETED):
+            self._remove(sequences[start : start + _DELETED], reason=None)
+        for _ in range(_VACUUMS):
+            with self._moves, _translated(self._path), self._writing:
+                if not _give_back_space(self._moving):
+                    break
+        with self._moves, _translated(self._path):
+            _empty_log(self._moving, _files(self._path)[1])
 
     def set_aside(self, sequence: int, reason: str) -> None:
         """Keep an event that the database refuses for good, out of the way.
@@ -350,14 +468,12 @@ class Journal:
                 if reason is not None:
                     connection.execute(_SET_ASIDE, chosen)
                 connection.execute(_DELETE, chosen)
-                oldest_at = _oldest_at(connection)
-            with self._changed:
-                self._totals.waiting -= removed
-                self._totals.waiting_bytes -= size
-                self._totals.oldest_at = oldest_at
-                if reason is not None:
+                connection.execute(_REMOVED, (removed, size))
+            if reason is not None:
+                with self._changed:
                     self._totals.set_aside += removed
                     self._totals.set_aside_bytes += size
+        self._catch_up()
 
     def retry_set_aside(self) -> int:
         """Let the events that were set aside wait again; return how many.
@@ -370,6 +486,7 @@ class Journal:
         with self._moves, _translated(self._path), self._writing:
             retried = self._totals.set_aside
             with _transaction(self._moving) as connection:
+                connection.execute(_RETURNED)
                 connection.execute(_RETRY)
                 connection.execute("DELETE FROM set_aside")
                 totals = _count(connection)
@@ -400,7 +517,21 @@ class Journal:
             if remove and not self._totals.waiting and not self._totals.set_aside:
                 for path in _files(self._path):
                     path.unlink(missing_ok=True)
-            os.close(self._lock)
+            self._locks.release()
+
+
+@dataclass(slots=True, kw_only=True)
+class _Locks:
+    """Open lock files of a slot; None for what belongs to another process."""
+
+    owner: int | None
+    mover: int | None
+
+    def release(self) -> None:
+        for lock in (self.owner, self.mover):
+            if lock is not None:
+                os.close(lock)
+        self.owner = self.mover = None
 
 
 def _unavailable(path: Path, error: Exception) -> Unavailable:
@@ -418,13 +549,30 @@ def _translated(path: Path) -> Iterator[None]:
         raise _unavailable(path, error) from error
 
 
-def _claim(path: Path) -> int | None:
-    """Lock the slot of a journal; None when its process lives.
+def _claim(path: Path, *, owner: bool, mover: bool) -> _Locks | None:
+    """Take locks of a slot; None when one of them is held by a living process."""
+    locks = _Locks(owner=None, mover=None)
+    try:
+        if owner:
+            locks.owner = _lock(path.with_suffix(".lock"))
+        if mover and (locks.owner is not None or not owner):
+            locks.mover = _lock(path.with_suffix(".mover.lock"))
+    except OSError:
+        locks.release()
+        raise
+    if (owner and locks.owner is None) or (mover and locks.mover is None):
+        locks.release()
+        return None
+    return locks
 
-    The lock file stays for ever: were it removed, two processes could lock two files of
-    that name.
+
+def _lock(path: Path) -> int | None:
+    """Lock a file; None when another process holds it.
+
+    The file stays for ever: were it removed, two processes could lock two files of that
+    name.
     """
-    lock = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o644)
+    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -491,15 +639,42 @@ def _transaction(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]
         raise
 
 
+@cache
+def _insertion(rows: int) -> str:
+    return _APPEND + ", (?, ?)" * (rows - 1)
+
+
+def _insert(
+    connection: sqlite3.Connection, now: float, payloads: Sequence[bytes]
+) -> None:
+    """Insert rows in as few statements as can be: each gives up Python's lock."""
+    values = [value for payload in payloads for value in (now, payload)]
+    if len(payloads) <= _INSERTED:
+        if payloads:
+            connection.execute(_insertion(len(payloads)), values)
+        return
+    with _transaction(connection):
+        for start in range(0, len(values), 2 * _INSERTED):
+            part = values[start : start + 2 * _INSERTED]
+            connection.execute(_insertion(len(part) // 2), part)
+
+
 def _count(connection: sqlite3.Connection) -> _Totals:
     waiting, set_aside = connection.execute(_COUNT).fetchall()
+    removed, removed_bytes = _removed(connection)
     return _Totals(
         waiting=waiting[0],
         waiting_bytes=waiting[1],
         set_aside=set_aside[0],
         set_aside_bytes=set_aside[1],
-        oldest_at=_oldest_at(connection),
+        removed=removed,
+        removed_bytes=removed_bytes,
     )
+
+
+def _removed(connection: sqlite3.Connection) -> tuple[int, int]:
+    events, size = connection.execute("SELECT events, bytes FROM removed").fetchone()
+    return int(events), int(size)
 
 
 def _oldest_at(connection: sqlite3.Connection) -> float | None:
@@ -509,9 +684,22 @@ def _oldest_at(connection: sqlite3.Connection) -> float | None:
     return None if row is None else float(row[0])
 
 
-def _give_back_space(connection: sqlite3.Connection) -> None:
-    """Return some of the pages that a burst has left free to the file system."""
+def _empty_log(connection: sqlite3.Connection, log_path: Path) -> None:
+    """Copy a log that has grown long into the file, so that it begins anew."""
+    try:
+        size = log_path.stat().st_size
+    except FileNotFoundError:
+        return
+    if size > _WAL_BYTES:
+        # Appends go on meanwhile; only when they outrun the copying must they wait.
+        mode = "PASSIVE" if size < 8 * _WAL_BYTES else "TRUNCATE"
+        connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
+
+
+def _give_back_space(connection: sqlite3.Connection) -> bool:
+    """Return some of the pages that a burst has left free; False when few are left."""
     (free,) = connection.execute("PRAGMA freelist_count").fetchone()
     if free > _SPARE_PAGES:
         # A script runs to its end; `execute` would free one page.
         connection.executescript(f"PRAGMA incremental_vacuum({_VACUUM_PAGES})")
+    return bool(free > _SPARE_PAGES)

@@ -315,7 +315,7 @@ def _numbers(array: NDArray[Any]) -> _Numbers:
     """Return an array, its rows one after the other, for reading single numbers."""
     flat = array.reshape(-1)
     # A memoryview knows the machine's own byte order only.
-    return memoryview(flat) if flat.dtype.isnative else flat
+    return flat.data if flat.dtype.isnative else flat
 
 
 # Writing

@@ -369,13 +369,12 @@ def _exposure(
 ) -> Document:
     if exposure is None:
         return {"exposure_id": None, "exposure": None}
-    exposure_id = str(exposure.id)
     if logged:
-        return {"exposure_id": exposure_id, "exposure": None}
+        return {"exposure_id": exposure.id, "exposure": None}
     return {
-        "exposure_id": exposure_id,
+        "exposure_id": exposure.id,
         "exposure": {
-            "exposure_id": exposure_id,
+            "exposure_id": exposure.id,
             "experiment": _key(decision),
             "unit_id": exposure.unit_id,
             "variant": exposure.variant,
