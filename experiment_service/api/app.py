@@ -26,12 +26,12 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
-from uvicorn.supervisors import Multiprocess
 
 from experiment_service.api import routes
 from experiment_service.api.desk import Desk
 from experiment_service.api.failures import Failure, describe
 from experiment_service.api.latency import LatencyHistogram
+from experiment_service.api.processes import run_processes
 from experiment_service.api.services import JOURNALS, Services, open_services
 from experiment_service.api.wire import (
     ClientGone,
@@ -233,15 +233,6 @@ def create_app(settings: Settings) -> ExperimentApi:
     return ExperimentApi(settings)
 
 
-def _create_worker_app(settings: Settings, level: int) -> ExperimentApi:
-    """Return the application of a worker, which starts without its parent's logging."""
-    logging.basicConfig(
-        level=level, format="%(asctime)s %(levelname)s %(name)s %(message)s"
-    )
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    return create_app(settings)
-
-
 def serve(settings: Settings, *, workers: int = 1) -> None:
     """Run the API until SIGINT or SIGTERM, in `workers` processes.
 
@@ -263,18 +254,14 @@ def serve(settings: Settings, *, workers: int = 1) -> None:
 
 def _run_server(settings: Settings, listener: socket.socket, workers: int) -> None:
     log.info("listening address=http://%s:%d", *listener.getsockname()[:2])
-    if workers > 1:
-        config = uvicorn.Config(
-            partial(_create_worker_app, settings, logging.getLogger().level),
-            factory=True,
-            workers=workers,
-            # A worker that still imports, on a busy machine, must not be taken for hung.
-            timeout_worker_healthcheck=30,
-            **SERVER_OPTIONS,
-        )
-        Multiprocess(config, sockets=[listener]).run()
-        return
     app = create_app(settings)
+    if workers > 1:
+        run_processes(partial(_run_one, app, listener), workers)
+    else:
+        _run_one(app, listener)
+
+
+def _run_one(app: ExperimentApi, listener: socket.socket) -> None:
     try:
         uvicorn.Server(uvicorn.Config(app, **SERVER_OPTIONS)).run(sockets=[listener])
     except SystemExit:
