@@ -38,7 +38,7 @@ _REPORT_SECONDS = 0.5
 _SILENCE_SECONDS = 15.0
 _RESTART_SECONDS = 1.0
 # Serving comes first when there is not enough of the machine for both.
-_NICENESS = 5
+_NICENESS = 10
 
 _STATUS: TypeAdapter[WriterStatus] = TypeAdapter(WriterStatus)
 
