@@ -97,6 +97,9 @@ _DELETED = 250
 _SPARE_PAGES = 4096
 _VACUUM_PAGES = 256
 _VACUUMS = 8
+# From so many appends at a time on, wait a moment for more.
+_BUSY_APPENDS = 4
+_GATHER_SECONDS = 0.0005
 # How old the knowledge of what another process has moved may become.
 _CATCH_UP_SECONDS = 0.05
 
@@ -365,6 +368,10 @@ class Journal:
 
     def _write_until_closed(self) -> None:
         while group := self._next_group():
+            if len(group) >= _BUSY_APPENDS:
+                # Each write takes Python's lock from the requests a few times.
+                time.sleep(_GATHER_SECONDS)
+                group += self._take_queue()
             payloads = [payload for each, _ in group for payload in each]
             size = sum(map(len, payloads))
             failure = self._write(payloads, size)
@@ -378,6 +385,10 @@ class Journal:
         """Wait for appends and take all there are; none when the journal is closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._queue or self._closed)
+        return self._take_queue()
+
+    def _take_queue(self) -> list[tuple[Sequence[bytes], Future[None]]]:
+        with self._changed:
             group, self._queue = self._queue, []
             return group
 

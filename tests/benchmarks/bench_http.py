@@ -47,8 +47,8 @@ ITEMS = 20_000
 DEPTH = 50
 BODIES = 2_000
 
-# Enough connections to saturate.
-CONNECTIONS = 32
+# Enough connections to saturate, and as many as a busy shop's front ends keep open.
+CONNECTIONS = (32, 128)
 SECONDS = 3
 
 FLOOR = """
@@ -70,13 +70,17 @@ serve(Settings.from_environment())
 """
 
 WRK = """
-local bodies = {}
-for line in io.lines("%s") do bodies[#bodies + 1] = line end
+local requests = {}
+init = function()
+  wrk.headers["Content-Type"] = "application/json"
+  for line in io.lines("%s") do
+    requests[#requests + 1] = wrk.format("%s", nil, nil, line)
+  end
+end
 local number = 0
-wrk.headers["Content-Type"] = "application/json"
 request = function()
-  number = number %% #bodies + 1
-  return wrk.format("%s", nil, nil, bodies[number])
+  number = number %% #requests + 1
+  return requests[number]
 end
 done = function(summary, latency)
   local errors = summary.errors
@@ -212,11 +216,14 @@ def cpu_seconds(process):
     return times.user + times.system
 
 
-def drive(target, directory, rate):
+def drive(target, directory, connections, rate):
     """Run one round in a client process; as fast as it goes when `rate` is None."""
     before = cpu_seconds(target.server)
     output = subprocess.run(
-        client(target, directory, rate), check=True, capture_output=True, text=True
+        client(target, directory, connections, rate),
+        check=True,
+        capture_output=True,
+        text=True,
     ).stdout
     line = next(line for line in output.splitlines() if line.startswith("RESULT "))
     done = Round(**json.loads(line.removeprefix("RESULT ")))
@@ -224,27 +231,22 @@ def drive(target, directory, rate):
     return done
 
 
-def client(target, directory, rate):
+def client(target, directory, connections, rate):
     ours = [
         *(target.address, "--method", target.method, "--bodies", str(target.bodies)),
-        *("--seconds", str(SECONDS)),
+        *("--seconds", str(SECONDS), "--connections", str(connections)),
     ]
     if rate is not None:
-        # As many connections as a busy shop's front end keeps open.
-        more = ["--connections", str(4 * CONNECTIONS), "--rate", str(rate)]
-        return [sys.executable, str(OPEN_LOOP), *ours, *more]
+        return [sys.executable, str(OPEN_LOOP), *ours, "--rate", str(rate)]
     if shutil.which("wrk"):
         script = directory / f"{target.name}.lua"
         script.write_text(WRK % (target.bodies, target.method))
         return [
             "wrk",
-            *("-t", "1", "-c", str(CONNECTIONS), "-d", f"{SECONDS}s"),
+            *("-t", "1", "-c", str(connections), "-d", f"{SECONDS}s"),
             *("-s", str(script), target.address),
         ]
-    return [
-        *(sys.executable, str(CLOSED_LOOP), *ours),
-        *("--connections", str(CONNECTIONS)),
-    ]
+    return [sys.executable, str(CLOSED_LOOP), *ours]
 
 
 def drain(api):
@@ -340,23 +342,28 @@ def bench(directory, rounds):
                 f"client {'wrk' if shutil.which('wrk') else 'asyncio'}, "
                 f"{os.cpu_count()} cores, {UNITS:,} units x {DEPTH} items"
             )
-            peak = measure(targets, directory, api, rounds)
-            title = f"peak: {CONNECTIONS} connections"
-            report(f"{title}, {rounds} rounds of {SECONDS} s", peak, "rate")
-            half = median(peak["floor"], "rate") / 2
-            calm = measure(targets, directory, api, rounds, half)
-            title = f"half of the floor's peak, open loop: {half:,.0f} requests/s"
-            report(f"{title}, {rounds} rounds of {SECONDS} s", calm, "p99")
+            peak = 0
+            for connections in CONNECTIONS:
+                done = measure(targets, directory, api, rounds, connections=connections)
+                title = f"peak: {connections} connections"
+                report(f"{title}, {rounds} rounds of {SECONDS} s", done, "rate")
+                peak = max(peak, median(done["floor"], "rate"))
+            most = CONNECTIONS[-1]
+            done = measure(
+                targets, directory, api, rounds, connections=most, rate=peak / 2
+            )
+            title = f"half of the floor's peak, open loop: {peak / 2:,.0f} requests/s"
+            report(f"{title}, {rounds} rounds of {SECONDS} s", done, "p99")
 
 
-def measure(targets, directory, api, rounds, rate=None):
+def measure(targets, directory, api, rounds, *, connections, rate=None):
     done = {target.name: [] for target in targets}
     for target in targets:
-        drive(target, directory, rate)  # warms up
+        drive(target, directory, connections, rate)  # warms up
         drain(api)
     for _ in range(rounds):
         for target in targets:
-            each = drive(target, directory, rate)
+            each = drive(target, directory, connections, rate)
             each.left = drain(api)
             done[target.name].append(each)
     return done
