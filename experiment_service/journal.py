@@ -6,114 +6,55 @@ its process; another one then takes over what waits. Payloads are bytes: the jou
 not know what they mean.
 """
 
-import fcntl
 import json
 import logging
-import os
 import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cache
 from itertools import count
 from pathlib import Path
-from typing import Literal, Self
+from typing import Self
 
 from experiment_service.errors import Unavailable
+from experiment_service.journal_file import (
+    DELETE,
+    MEASURE,
+    NOTE_REMOVED,
+    NOTE_RETURNED,
+    RETRY,
+    SET_ASIDE,
+    SPAN,
+    Locks,
+    claim_slot,
+    connect,
+    count_rows,
+    empty_log,
+    files_of,
+    give_back_space,
+    insert_rows,
+    keep_damaged,
+    lock_file,
+    read_oldest,
+    read_removed,
+    sync_directory,
+    transaction,
+    translated,
+    unavailable,
+)
 
 log = logging.getLogger(__name__)
 
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS waiting (
-    sequence INTEGER PRIMARY KEY AUTOINCREMENT,
-    appended_at REAL NOT NULL,
-    payload BLOB NOT NULL
-);
-CREATE TABLE IF NOT EXISTS set_aside (
-    sequence INTEGER PRIMARY KEY,
-    appended_at REAL NOT NULL,
-    payload BLOB NOT NULL,
-    reason TEXT NOT NULL
-);
--- What has left `waiting` so far: the appending process reads here what another moved.
-CREATE TABLE IF NOT EXISTS removed (
-    id INTEGER PRIMARY KEY CHECK (id = 1),
-    events INTEGER NOT NULL,
-    bytes INTEGER NOT NULL
-);
-INSERT INTO removed SELECT 1, 0, 0 WHERE NOT EXISTS (SELECT * FROM removed);
-"""
-
-_APPEND = "INSERT INTO waiting (appended_at, payload) VALUES (?, ?)"
-
-_MEASURE = """
-SELECT count(*), coalesce(sum(length(payload)), 0) FROM waiting
-WHERE sequence IN (SELECT value FROM json_each(:sequences))
-"""
-
-_SPAN = """
-SELECT coalesce((SELECT max(sequence) FROM waiting)
-                - (SELECT min(sequence) FROM waiting) + 1, 0)
-"""
-
-_REMOVED = """
-UPDATE removed SET events = events + ?, bytes = bytes + ?
-"""
-
-_SET_ASIDE = """
-INSERT INTO set_aside SELECT sequence, appended_at, payload, :reason FROM waiting
-WHERE sequence IN (SELECT value FROM json_each(:sequences))
-"""
-
-_DELETE = """
-DELETE FROM waiting WHERE sequence IN (SELECT value FROM json_each(:sequences))
-"""
-
-_RETURNED = """
-UPDATE removed SET events = events - (SELECT count(*) FROM set_aside),
-    bytes = bytes - (SELECT coalesce(sum(length(payload)), 0) FROM set_aside)
-"""
-
-_RETRY = """
-INSERT INTO waiting (appended_at, payload)
-SELECT appended_at, payload FROM set_aside ORDER BY sequence
-"""
-
-_COUNT = """
-SELECT count(*), coalesce(sum(length(payload)), 0) FROM waiting
-UNION ALL SELECT count(*), coalesce(sum(length(payload)), 0) FROM set_aside
-"""
-
-_BUSY_SECONDS = 10
 _READ_BYTES = 8 << 20
-_WAL_BYTES = 16 << 20
-# Rows of one INSERT, and rows that one transaction deletes: appends wait for its end.
-_INSERTED = 64
+# Rows that one transaction deletes, and vacuums after a deletion: appends wait meanwhile.
 _DELETED = 250
-# Pages of 4 KiB: free ones kept for the next burst, and given back at a time.
-_SPARE_PAGES = 4096
-_VACUUM_PAGES = 256
 _VACUUMS = 8
 # From so many appends at a time on, wait a moment for more.
 _BUSY_APPENDS = 4
 _GATHER_SECONDS = 0.0005
 # How old the knowledge of what another process has moved may become.
 _CATCH_UP_SECONDS = 0.05
-
-
-@dataclass(slots=True, kw_only=True)
-class _Totals:
-    """What a file holds, kept in memory: counting a million rows takes a while."""
-
-    waiting: int
-    waiting_bytes: int
-    set_aside: int
-    set_aside_bytes: int
-    removed: int
-    removed_bytes: int
 
 
 class Journal:
@@ -133,7 +74,7 @@ class Journal:
     def __init__(
         self,
         path: Path,
-        locks: "_Locks",
+        locks: Locks,
         *,
         max_bytes: int,
         clock: Callable[[], float] = time.time,
@@ -146,15 +87,15 @@ class Journal:
         self._clock = clock
         # SQLite has one writer at a time and would have another poll for its turn.
         self._writing = threading.Lock()
-        self._appending = _connect(path, synchronous="FULL")
+        self._appending = connect(path, synchronous="FULL")
         # A deletion that a crash undoes is made again: it need not wait for the disk.
-        self._moving = _connect(path, synchronous="NORMAL")
+        self._moving = connect(path, synchronous="NORMAL")
         if locks.mover is None or locks.owner is None:
-            # Copying the log into the file would hold up appends; see `_empty_log`.
+            # Copying the log into the file would hold up appends; see `empty_log`.
             for connection in (self._appending, self._moving):
                 connection.execute("PRAGMA wal_autocheckpoint = 0")
         self._moves = threading.Lock()
-        self._totals = _count(self._moving)
+        self._totals = count_rows(self._moving)
         self._caught_up_at = 0.0
         # Guards the queue; never held while the disk works.
         self._changed = threading.Condition()
@@ -190,12 +131,12 @@ class Journal:
         Unavailable
             When the directory can't be written, or its file system has no locks.
         """
-        with _translated(directory):
+        with translated(directory):
             directory.mkdir(parents=True, exist_ok=True)
-            _sync_directory(directory.parent)
+            sync_directory(directory.parent)
             for slot in count():
                 path = directory / f"journal-{slot}.sqlite3"
-                locks = _claim(path, owner=True, mover=not shared)
+                locks = claim_slot(path, owner=True, mover=not shared)
                 if locks is not None:
                     return cls._open(path, locks, max_bytes, clock)
         raise AssertionError("unreachable")
@@ -232,8 +173,8 @@ class Journal:
 
     @classmethod
     def _take_over(cls, path: Path, *, owner: bool) -> Self | None:
-        with _translated(path):
-            locks = _claim(path, owner=owner, mover=True)
+        with translated(path):
+            locks = claim_slot(path, owner=owner, mover=True)
             if locks is None:
                 return None
             if not path.exists():
@@ -243,7 +184,7 @@ class Journal:
 
     @classmethod
     def _open(
-        cls, path: Path, locks: "_Locks", max_bytes: int, clock: Callable[[], float]
+        cls, path: Path, locks: Locks, max_bytes: int, clock: Callable[[], float]
     ) -> Self:
         try:
             try:
@@ -251,7 +192,7 @@ class Journal:
             except sqlite3.DatabaseError as error:
                 if type(error) is not sqlite3.DatabaseError or locks.owner is None:
                     raise  # the disk or its rights are not sound, or it is not ours
-                _keep_damaged(path, error)
+                keep_damaged(path, error)
                 return cls(path, locks, max_bytes=max_bytes, clock=clock)
         except BaseException:
             locks.release()
@@ -265,12 +206,12 @@ class Journal:
         Unavailable
             When its lock can't be used.
         """
-        with self._moves, _translated(self._path):
+        with self._moves, translated(self._path):
             if self._locks.owner is None:
-                self._locks.owner = _lock(self._path.with_suffix(".lock"))
+                self._locks.owner = lock_file(self._path.with_suffix(".lock"))
                 if self._locks.owner is None:
                     return False
-                totals = _count(self._moving)
+                totals = count_rows(self._moving)
                 with self._changed:
                     self._totals = totals
             return True
@@ -300,7 +241,7 @@ class Journal:
         """Seconds for which the oldest event has waited, None when none waits."""
         with self._moves:
             try:
-                oldest_at = _oldest_at(self._moving)
+                oldest_at = read_oldest(self._moving)
             except sqlite3.Error:
                 return None  # closed, or the disk has failed, which is told elsewhere
         return None if oldest_at is None else max(0.0, self._clock() - oldest_at)
@@ -309,10 +250,10 @@ class Journal:
         """See what has been removed, by this process or another."""
         with self._moves:
             try:
-                events, size = _removed(self._moving)
+                events, size = read_removed(self._moving)
                 if self._locks.owner is None:
                     # Another process appends. Rows go from the front, without gaps.
-                    (self._totals.waiting,) = self._moving.execute(_SPAN).fetchone()
+                    (self._totals.waiting,) = self._moving.execute(SPAN).fetchone()
                     return
             except sqlite3.Error:
                 return  # closed, or the disk has failed, which is told elsewhere
@@ -396,7 +337,7 @@ class Journal:
         now = self._clock()
         try:
             with self._writing:
-                _insert(self._appending, now, payloads)
+                insert_rows(self._appending, now, payloads)
                 with self._changed:
                     self._queued_bytes -= size
                     self._totals.waiting += len(payloads)
@@ -407,7 +348,7 @@ class Journal:
             if not self._failing:
                 log.exception("journal can't be written path=%s", self._path)
             self._failing = True
-            return _unavailable(self._path, error)
+            return unavailable(self._path, error)
         if self._failing:
             log.warning("journal is written again path=%s", self._path)
         self._failing = False
@@ -424,8 +365,8 @@ class Journal:
         """
         entries: list[tuple[int, bytes]] = []
         size = 0
-        with self._moves, _translated(self._path):
-            _empty_log(self._moving, _files(self._path)[1])
+        with self._moves, translated(self._path):
+            empty_log(self._moving, files_of(self._path)[1])
             rows = self._moving.execute(
                 "SELECT sequence, payload FROM waiting ORDER BY sequence LIMIT ?",
                 (limit,),
@@ -449,11 +390,11 @@ class Journal:
         for start in range(0, len(sequences), _DELETED):
             self._remove(sequences[start : start + _DELETED], reason=None)
         for _ in range(_VACUUMS):
-            with self._moves, _translated(self._path), self._writing:
-                if not _give_back_space(self._moving):
+            with self._moves, translated(self._path), self._writing:
+                if not give_back_space(self._moving):
                     break
-        with self._moves, _translated(self._path):
-            _empty_log(self._moving, _files(self._path)[1])
+        with self._moves, translated(self._path):
+            empty_log(self._moving, files_of(self._path)[1])
 
     def set_aside(self, sequence: int, reason: str) -> None:
         """Keep an event that the database refuses for good, out of the way.
@@ -473,13 +414,13 @@ class Journal:
 
     def _remove(self, sequences: Sequence[int], *, reason: str | None) -> None:
         chosen = {"sequences": json.dumps(list(sequences)), "reason": reason}
-        with self._moves, _translated(self._path), self._writing:
-            with _transaction(self._moving) as connection:
-                removed, size = connection.execute(_MEASURE, chosen).fetchone()
+        with self._moves, translated(self._path), self._writing:
+            with transaction(self._moving) as connection:
+                removed, size = connection.execute(MEASURE, chosen).fetchone()
                 if reason is not None:
-                    connection.execute(_SET_ASIDE, chosen)
-                connection.execute(_DELETE, chosen)
-                connection.execute(_REMOVED, (removed, size))
+                    connection.execute(SET_ASIDE, chosen)
+                connection.execute(DELETE, chosen)
+                connection.execute(NOTE_REMOVED, (removed, size))
             if reason is not None:
                 with self._changed:
                     self._totals.set_aside += removed
@@ -494,13 +435,13 @@ class Journal:
         Unavailable
             When the file can't be written.
         """
-        with self._moves, _translated(self._path), self._writing:
+        with self._moves, translated(self._path), self._writing:
             retried = self._totals.set_aside
-            with _transaction(self._moving) as connection:
-                connection.execute(_RETURNED)
-                connection.execute(_RETRY)
+            with transaction(self._moving) as connection:
+                connection.execute(NOTE_RETURNED)
+                connection.execute(RETRY)
                 connection.execute("DELETE FROM set_aside")
-                totals = _count(connection)
+                totals = count_rows(connection)
             with self._changed:
                 self._totals = totals
         if retried:
@@ -526,191 +467,6 @@ class Journal:
             self._appending.close()
             self._moving.close()
             if remove and not self._totals.waiting and not self._totals.set_aside:
-                for path in _files(self._path):
+                for path in files_of(self._path):
                     path.unlink(missing_ok=True)
             self._locks.release()
-
-
-@dataclass(slots=True, kw_only=True)
-class _Locks:
-    """Open lock files of a slot; None for what belongs to another process."""
-
-    owner: int | None
-    mover: int | None
-
-    def release(self) -> None:
-        for lock in (self.owner, self.mover):
-            if lock is not None:
-                os.close(lock)
-        self.owner = self.mover = None
-
-
-def _unavailable(path: Path, error: Exception) -> Unavailable:
-    return Unavailable(
-        f"the journal {path} can't be used ({error}); free some space, or make it "
-        "writable"
-    )
-
-
-@contextmanager
-def _translated(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, sqlite3.Error) as error:
-        raise _unavailable(path, error) from error
-
-
-def _claim(path: Path, *, owner: bool, mover: bool) -> _Locks | None:
-    """Take locks of a slot; None when one of them is held by a living process."""
-    locks = _Locks(owner=None, mover=None)
-    try:
-        if owner:
-            locks.owner = _lock(path.with_suffix(".lock"))
-        if mover and (locks.owner is not None or not owner):
-            locks.mover = _lock(path.with_suffix(".mover.lock"))
-    except OSError:
-        locks.release()
-        raise
-    if (owner and locks.owner is None) or (mover and locks.mover is None):
-        locks.release()
-        return None
-    return locks
-
-
-def _lock(path: Path) -> int | None:
-    """Lock a file; None when another process holds it.
-
-    The file stays for ever: were it removed, two processes could lock two files of that
-    name.
-    """
-    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
-        return None
-    except OSError:
-        os.close(lock)
-        raise
-    return lock
-
-
-def _files(path: Path) -> list[Path]:
-    return [path.with_name(path.name + suffix) for suffix in ("", "-wal", "-shm")]
-
-
-def _keep_damaged(path: Path, error: sqlite3.DatabaseError) -> None:
-    """Move a file away that is no database any more, to be looked into by hand."""
-    kept = path.with_name(f"{path.name}.damaged-{time.time_ns()}")
-    log.error("journal is damaged, kept as path=%s reason=%s", kept, error)
-    main, wal, shared = _files(path)
-    main.rename(kept)
-    if wal.exists():
-        wal.rename(_files(kept)[1])
-    shared.unlink(missing_ok=True)
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _connect(
-    path: Path, *, synchronous: Literal["FULL", "NORMAL"]
-) -> sqlite3.Connection:
-    connection = sqlite3.connect(
-        path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
-    )
-    try:
-        # Before the first table, or it has no effect.
-        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute(f"PRAGMA synchronous = {synchronous}")
-        connection.execute(f"PRAGMA journal_size_limit = {_WAL_BYTES}")
-        connection.executescript(_SCHEMA)
-    except BaseException:
-        connection.close()
-        raise
-    return connection
-
-
-@contextmanager
-def _transaction(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        yield connection
-        connection.execute("COMMIT")
-    except BaseException:
-        # A full disk may have ended it already.
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
-        raise
-
-
-@cache
-def _insertion(rows: int) -> str:
-    return _APPEND + ", (?, ?)" * (rows - 1)
-
-
-def _insert(
-    connection: sqlite3.Connection, now: float, payloads: Sequence[bytes]
-) -> None:
-    """Insert rows in as few statements as can be: each gives up Python's lock."""
-    values = [value for payload in payloads for value in (now, payload)]
-    if len(payloads) <= _INSERTED:
-        if payloads:
-            connection.execute(_insertion(len(payloads)), values)
-        return
-    with _transaction(connection):
-        for start in range(0, len(values), 2 * _INSERTED):
-            part = values[start : start + 2 * _INSERTED]
-            connection.execute(_insertion(len(part) // 2), part)
-
-
-def _count(connection: sqlite3.Connection) -> _Totals:
-    waiting, set_aside = connection.execute(_COUNT).fetchall()
-    removed, removed_bytes = _removed(connection)
-    return _Totals(
-        waiting=waiting[0],
-        waiting_bytes=waiting[1],
-        set_aside=set_aside[0],
-        set_aside_bytes=set_aside[1],
-        removed=removed,
-        removed_bytes=removed_bytes,
-    )
-
-
-def _removed(connection: sqlite3.Connection) -> tuple[int, int]:
-    events, size = connection.execute("SELECT events, bytes FROM removed").fetchone()
-    return int(events), int(size)
-
-
-def _oldest_at(connection: sqlite3.Connection) -> float | None:
-    row = connection.execute(
-        "SELECT appended_at FROM waiting ORDER BY sequence LIMIT 1"
-    ).fetchone()
-    return None if row is None else float(row[0])
-
-
-def _empty_log(connection: sqlite3.Connection, log_path: Path) -> None:
-    """Copy a log that has grown long into the file, so that it begins anew."""
-    try:
-        size = log_path.stat().st_size
-    except FileNotFoundError:
-        return
-    if size > _WAL_BYTES:
-        # Appends go on meanwhile; only when they outrun the copying must they wait.
-        mode = "PASSIVE" if size < 8 * _WAL_BYTES else "TRUNCATE"
-        connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
-
-
-def _give_back_space(connection: sqlite3.Connection) -> bool:
-    """Return some of the pages that a burst has left free; False when few are left."""
-    (free,) = connection.execute("PRAGMA freelist_count").fetchone()
-    if free > _SPARE_PAGES:
-        # A script runs to its end; `execute` would free one page.
-        connection.executescript(f"PRAGMA incremental_vacuum({_VACUUM_PAGES})")
-    return bool(free > _SPARE_PAGES)
