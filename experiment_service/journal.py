@@ -50,9 +50,6 @@ _READ_BYTES = 8 << 20
 # Rows that one transaction deletes, and vacuums after a deletion: appends wait meanwhile.
 _DELETED = 250
 _VACUUMS = 8
-# From so many appends at a time on, wait a moment for more.
-_BUSY_APPENDS = 4
-_GATHER_SECONDS = 0.0005
 # How old the knowledge of what another process has moved may become.
 _CATCH_UP_SECONDS = 0.05
 
@@ -309,10 +306,6 @@ class Journal:
 
     def _write_until_closed(self) -> None:
         while group := self._next_group():
-            if len(group) >= _BUSY_APPENDS:
-                # Each write takes Python's lock from the requests a few times.
-                time.sleep(_GATHER_SECONDS)
-                group += self._take_queue()
             payloads = [payload for each, _ in group for payload in each]
             size = sum(map(len, payloads))
             failure = self._write(payloads, size)
@@ -326,10 +319,6 @@ class Journal:
         """Wait for appends and take all there are; none when the journal is closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._queue or self._closed)
-        return self._take_queue()
-
-    def _take_queue(self) -> list[tuple[Sequence[bytes], Future[None]]]:
-        with self._changed:
             group, self._queue = self._queue, []
             return group
 
