@@ -17,6 +17,7 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
+from pydantic_core import to_json
 from sqlalchemy import Engine
 
 from experiment_service.domain.event import (
@@ -216,7 +217,7 @@ def encode(event: Exposure | Interaction) -> bytes:
     if isinstance(event, Exposure):
         document = {
             "event": "exposure",
-            "id": str(event.id),
+            "id": event.id,
             "experiment_id": event.experiment_id,
             "unit_id": event.unit_id,
             "variant": event.variant,
@@ -226,28 +227,23 @@ def encode(event: Exposure | Interaction) -> bytes:
             "items": event.items,
             "sources": event.sources,
             "fallback": event.fallback,
-            "context": dict(event.context),
-            "exposed_at": event.exposed_at.isoformat(),
+            "context": event.context,
+            "exposed_at": event.exposed_at,
             "segment": event.segment,
         }
     else:
         document = {
             "event": "interaction",
-            "id": str(event.id),
-            "exposure_id": None
-            if event.exposure_id is None
-            else str(event.exposure_id),
+            "id": event.id,
+            "exposure_id": event.exposure_id,
             "unit_id": event.unit_id,
             "kind": event.kind,
             "item_id": event.item_id,
             "position": event.position,
             "value": None if event.value is None else str(event.value),
-            "occurred_at": event.occurred_at.isoformat(),
+            "occurred_at": event.occurred_at,
         }
-    return _JSON.encode(document).encode()
-
-
-_JSON = json.JSONEncoder(separators=(",", ":"))
+    return to_json(document)
 
 
 def decode(payload: bytes) -> Exposure | Interaction:
@@ -323,6 +319,8 @@ class Writer:
     journal : Journal
         The one of this process.
     engine : Engine
+    follow : bool
+        Move events out of the journals of living processes too.
     clock : callable
         Seconds since 1970.
     """
@@ -332,10 +330,12 @@ class Writer:
         journal: Journal,
         engine: Engine,
         *,
+        follow: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._journal = journal
         self._engine = engine
+        self._follow = follow
         self._clock = clock
         self._adopted: list[Journal] = []
         self._adopt_at = 0.0
@@ -399,12 +399,14 @@ class Writer:
     def _is_done(self) -> bool:
         if not self._stopping.is_set():
             return False
-        return not self._journal.depth or time.monotonic() > self._deadline
+        journals = [self._journal, *(self._adopted if self._follow else ())]
+        waiting = any(journal.depth for journal in journals)
+        return not waiting or time.monotonic() > self._deadline
 
     def _rest(self, moved: int) -> None:
         if self._stopping.is_set() or moved >= _BATCH:
             return
-        if moved:
+        if moved or self._follow:
             self._stopping.wait(_GATHER_SECONDS)
         else:
             self._journal.arrived.wait(_ADOPTION_SECONDS)
@@ -435,8 +437,9 @@ class Writer:
         moved = self._move(self._journal)
         self._adopt()
         for journal in list(self._adopted):
-            moved += self._move(journal)
-            if not journal.depth:
+            count = self._move(journal)
+            moved += count
+            if not count and journal.claim() and not journal.depth:
                 self._adopted.remove(journal)
                 journal.close(remove=True)
         return moved
@@ -444,11 +447,16 @@ class Writer:
     def _adopt(self) -> None:
         if time.monotonic() < self._adopt_at:
             return
-        self._adopt_at = time.monotonic() + _ADOPTION_SECONDS
+        pause = _GATHER_SECONDS if self._follow else _ADOPTION_SECONDS
+        self._adopt_at = time.monotonic() + pause
         for journal in Journal.abandoned(self._journal.directory):
             self._adopted.append(journal)
             journal.retry_set_aside()
             log.info("journal taken over depth=%d", journal.depth)
+        if self._follow:
+            for journal in Journal.living(self._journal.directory):
+                self._adopted.append(journal)
+                journal.retry_set_aside()
 
     def _move(self, journal: Journal) -> int:
         entries = journal.read(_BATCH)

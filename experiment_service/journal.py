@@ -1,92 +1,64 @@
 """Journal: accepted events, safe on disk until the database has them.
 
-One SQLite file per process, in a slot guarded by a file lock. The lock dies with its
-process; another one then takes over what waits. Payloads are bytes: the journal does
+One SQLite file per process, in a slot with two file locks: one for the process that
+appends, one for the process that moves events on, which may be another. A lock dies with
+its process; another one then takes over what waits. Payloads are bytes: the journal does
 not know what they mean.
 """
 
-import fcntl
 import json
 import logging
-import os
 import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Literal, Self
+from typing import Self
 
 from experiment_service.errors import Unavailable
+from experiment_service.journal_file import (
+    DELETE,
+    MEASURE,
+    NOTE_REMOVED,
+    NOTE_RETURNED,
+    RETRY,
+    SET_ASIDE,
+    SPAN,
+    Locks,
+    claim_slot,
+    connect,
+    count_rows,
+    empty_log,
+    files_of,
+    give_back_space,
+    insert_rows,
+    keep_damaged,
+    lock_file,
+    read_oldest,
+    read_removed,
+    sync_directory,
+    transaction,
+    translated,
+    unavailable,
+)
 
 log = logging.getLogger(__name__)
 
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS waiting (
-    sequence INTEGER PRIMARY KEY AUTOINCREMENT,
-    appended_at REAL NOT NULL,
-    payload BLOB NOT NULL
-);
-CREATE TABLE IF NOT EXISTS set_aside (
-    sequence INTEGER PRIMARY KEY,
-    appended_at REAL NOT NULL,
-    payload BLOB NOT NULL,
-    reason TEXT NOT NULL
-);
-"""
-
-_APPEND = "INSERT INTO waiting (appended_at, payload) VALUES (?, ?)"
-
-_MEASURE = """
-SELECT count(*), coalesce(sum(length(payload)), 0) FROM waiting
-WHERE sequence IN (SELECT value FROM json_each(:sequences))
-"""
-
-_SET_ASIDE = """
-INSERT INTO set_aside SELECT sequence, appended_at, payload, :reason FROM waiting
-WHERE sequence IN (SELECT value FROM json_each(:sequences))
-"""
-
-_DELETE = """
-DELETE FROM waiting WHERE sequence IN (SELECT value FROM json_each(:sequences))
-"""
-
-_RETRY = """
-INSERT INTO waiting (appended_at, payload)
-SELECT appended_at, payload FROM set_aside ORDER BY sequence
-"""
-
-_COUNT = """
-SELECT count(*), coalesce(sum(length(payload)), 0) FROM waiting
-UNION ALL SELECT count(*), coalesce(sum(length(payload)), 0) FROM set_aside
-"""
-
-_BUSY_SECONDS = 10
 _READ_BYTES = 8 << 20
-_WAL_BYTES = 16 << 20
-# Pages of 4 KiB: free ones kept for the next burst, and given back at a time.
-_SPARE_PAGES = 4096
-_VACUUM_PAGES = 2048
-
-
-@dataclass(slots=True, kw_only=True)
-class _Totals:
-    """What a file holds, kept in memory: counting a million rows takes a while."""
-
-    waiting: int
-    waiting_bytes: int
-    set_aside: int
-    set_aside_bytes: int
-    oldest_at: float | None
+# Rows that one transaction deletes, and vacuums after a deletion: appends wait meanwhile.
+_DELETED = 250
+_VACUUMS = 8
+# How old the knowledge of what another process has moved may become.
+_CATCH_UP_SECONDS = 0.05
 
 
 class Journal:
     """The journal of a process; safe to use from any of its threads.
 
-    `open` claims the one of this process, `abandoned` those of dead processes.
+    `open` claims the one of this process, `abandoned` those of dead processes, and
+    `living` the moving of events out of those that other processes append to.
 
     Attributes
     ----------
@@ -99,7 +71,7 @@ class Journal:
     def __init__(
         self,
         path: Path,
-        lock: int,
+        locks: Locks,
         *,
         max_bytes: int,
         clock: Callable[[], float] = time.time,
@@ -107,16 +79,21 @@ class Journal:
         self.directory = path.parent
         self.arrived = threading.Event()
         self._path = path
-        self._lock = lock
+        self._locks = locks
         self._max_bytes = max_bytes
         self._clock = clock
         # SQLite has one writer at a time and would have another poll for its turn.
         self._writing = threading.Lock()
-        self._appending = _connect(path, synchronous="FULL")
+        self._appending = connect(path, synchronous="FULL")
         # A deletion that a crash undoes is made again: it need not wait for the disk.
-        self._moving = _connect(path, synchronous="NORMAL")
+        self._moving = connect(path, synchronous="NORMAL")
+        if locks.mover is None or locks.owner is None:
+            # Copying the log into the file would hold up appends; see `empty_log`.
+            for connection in (self._appending, self._moving):
+                connection.execute("PRAGMA wal_autocheckpoint = 0")
         self._moves = threading.Lock()
-        self._totals = _count(self._moving)
+        self._totals = count_rows(self._moving)
+        self._caught_up_at = 0.0
         # Guards the queue; never held while the disk works.
         self._changed = threading.Condition()
         self._queue: list[tuple[Sequence[bytes], Future[None]]] = []
@@ -128,7 +105,12 @@ class Journal:
 
     @classmethod
     def open(
-        cls, directory: Path, *, max_bytes: int, clock: Callable[[], float] = time.time
+        cls,
+        directory: Path,
+        *,
+        max_bytes: int,
+        shared: bool = False,
+        clock: Callable[[], float] = time.time,
     ) -> Self:
         """Claim the first free slot of a directory, with what a dead process left in it.
 
@@ -136,6 +118,8 @@ class Journal:
         ----------
         max_bytes : int
             Payload that may be kept, across restarts too.
+        shared : bool
+            Whether another process moves the events; see `living`.
         clock : callable
             Seconds since 1970.
 
@@ -144,14 +128,14 @@ class Journal:
         Unavailable
             When the directory can't be written, or its file system has no locks.
         """
-        with _translated(directory):
+        with translated(directory):
             directory.mkdir(parents=True, exist_ok=True)
-            _sync_directory(directory.parent)
+            sync_directory(directory.parent)
             for slot in count():
                 path = directory / f"journal-{slot}.sqlite3"
-                lock = _claim(path)
-                if lock is not None:
-                    return cls._open(path, lock, max_bytes, clock)
+                locks = claim_slot(path, owner=True, mover=not shared)
+                if locks is not None:
+                    return cls._open(path, locks, max_bytes, clock)
         raise AssertionError("unreachable")
 
     @classmethod
@@ -164,41 +148,84 @@ class Journal:
             When one can't be opened.
         """
         for path in sorted(directory.glob("journal-*.sqlite3")):
-            with _translated(path):
-                lock = _claim(path)
-                if lock is None:
-                    continue
-                if path.exists():
-                    journal = cls._open(path, lock, 0, time.time)
-                else:
-                    os.close(lock)  # another process was first, and has removed it
-                    continue
-            yield journal
+            journal = cls._take_over(path, owner=True)
+            if journal is not None:
+                yield journal
+
+    @classmethod
+    def living(cls, directory: Path) -> Iterator[Self]:
+        """Claim the moving of events that other processes append, one by one.
+
+        Of journals that were opened as `shared`, unless a process moves them already.
+
+        Raises
+        ------
+        Unavailable
+            When one can't be opened.
+        """
+        for path in sorted(directory.glob("journal-*.sqlite3")):
+            journal = cls._take_over(path, owner=False)
+            if journal is not None:
+                yield journal
+
+    @classmethod
+    def _take_over(cls, path: Path, *, owner: bool) -> Self | None:
+        with translated(path):
+            locks = claim_slot(path, owner=owner, mover=True)
+            if locks is None:
+                return None
+            if not path.exists():
+                locks.release()  # another process was first, and has removed it
+                return None
+            return cls._open(path, locks, 0, time.time)
 
     @classmethod
     def _open(
-        cls, path: Path, lock: int, max_bytes: int, clock: Callable[[], float]
+        cls, path: Path, locks: Locks, max_bytes: int, clock: Callable[[], float]
     ) -> Self:
         try:
             try:
-                return cls(path, lock, max_bytes=max_bytes, clock=clock)
+                return cls(path, locks, max_bytes=max_bytes, clock=clock)
             except sqlite3.DatabaseError as error:
-                if type(error) is not sqlite3.DatabaseError:
-                    raise  # the file is sound, the disk or its rights are not
-                _keep_damaged(path, error)
-                return cls(path, lock, max_bytes=max_bytes, clock=clock)
+                if type(error) is not sqlite3.DatabaseError or locks.owner is None:
+                    raise  # the disk or its rights are not sound, or it is not ours
+                keep_damaged(path, error)
+                return cls(path, locks, max_bytes=max_bytes, clock=clock)
         except BaseException:
-            os.close(lock)
+            locks.release()
             raise
+
+    def claim(self) -> bool:
+        """Whether this journal is ours alone, by now: its process may have died.
+
+        Raises
+        ------
+        Unavailable
+            When its lock can't be used.
+        """
+        with self._moves, translated(self._path):
+            if self._locks.owner is None:
+                self._locks.owner = lock_file(self._path.with_suffix(".lock"))
+                if self._locks.owner is None:
+                    return False
+                totals = count_rows(self._moving)
+                with self._changed:
+                    self._totals = totals
+            return True
 
     @property
     def depth(self) -> int:
         """Number of events that wait."""
+        self._catch_up()
         return self._totals.waiting
 
     @property
     def pending_bytes(self) -> int:
         """Payload of the events that wait or are being written."""
+        self._catch_up()
+        return self._kept()
+
+    def _kept(self) -> int:
         return self._totals.waiting_bytes + self._queued_bytes
 
     @property
@@ -209,8 +236,30 @@ class Journal:
     @property
     def oldest_age(self) -> float | None:
         """Seconds for which the oldest event has waited, None when none waits."""
-        oldest_at = self._totals.oldest_at
+        with self._moves:
+            try:
+                oldest_at = read_oldest(self._moving)
+            except sqlite3.Error:
+                return None  # closed, or the disk has failed, which is told elsewhere
         return None if oldest_at is None else max(0.0, self._clock() - oldest_at)
+
+    def _catch_up(self) -> None:
+        """See what has been removed, by this process or another."""
+        with self._moves:
+            try:
+                events, size = read_removed(self._moving)
+                if self._locks.owner is None:
+                    # Another process appends. Rows go from the front, without gaps.
+                    (self._totals.waiting,) = self._moving.execute(SPAN).fetchone()
+                    return
+            except sqlite3.Error:
+                return  # closed, or the disk has failed, which is told elsewhere
+            self._caught_up_at = time.monotonic()
+        with self._changed:
+            totals = self._totals
+            totals.waiting -= events - totals.removed
+            totals.waiting_bytes -= size - totals.removed_bytes
+            totals.removed, totals.removed_bytes = events, size
 
     def append(self, payloads: Sequence[bytes]) -> Future[None]:
         """Hand over events; return a future that is done once they are safe on disk.
@@ -226,11 +275,13 @@ class Journal:
         future: Future[None] = Future()
         # Running: a caller that gives up can't cancel it for the others.
         future.set_running_or_notify_cancel()
+        if self._is_full(size) and self._is_out_of_date():
+            self._catch_up()
         with self._changed:
             if self._closed:
                 raise Unavailable("the journal is closed; this process is stopping")
-            kept = self.pending_bytes + self._totals.set_aside_bytes
-            if kept + size > self._max_bytes:
+            if self._is_full(size):
+                kept = self._kept() + self._totals.set_aside_bytes
                 raise Unavailable(
                     f"the journal is full: {kept} of {self._max_bytes} bytes are used "
                     "by events that wait for the database; try again when it is back"
@@ -245,6 +296,13 @@ class Journal:
             self._queued_bytes += size
             self._changed.notify()
         return future
+
+    def _is_full(self, size: int) -> bool:
+        kept = self._kept() + self._totals.set_aside_bytes
+        return kept + size > self._max_bytes
+
+    def _is_out_of_date(self) -> bool:
+        return time.monotonic() - self._caught_up_at > _CATCH_UP_SECONDS
 
     def _write_until_closed(self) -> None:
         while group := self._next_group():
@@ -268,23 +326,18 @@ class Journal:
         now = self._clock()
         try:
             with self._writing:
-                with _transaction(self._appending):
-                    self._appending.executemany(
-                        _APPEND, [(now, payload) for payload in payloads]
-                    )
+                insert_rows(self._appending, now, payloads)
                 with self._changed:
                     self._queued_bytes -= size
                     self._totals.waiting += len(payloads)
                     self._totals.waiting_bytes += size
-                    if self._totals.oldest_at is None and payloads:
-                        self._totals.oldest_at = now
         except Exception as error:  # the thread must live, and the callers must know
             with self._changed:
                 self._queued_bytes -= size
             if not self._failing:
                 log.exception("journal can't be written path=%s", self._path)
             self._failing = True
-            return _unavailable(self._path, error)
+            return unavailable(self._path, error)
         if self._failing:
             log.warning("journal is written again path=%s", self._path)
         self._failing = False
@@ -301,7 +354,8 @@ class Journal:
         """
         entries: list[tuple[int, bytes]] = []
         size = 0
-        with self._moves, _translated(self._path):
+        with self._moves, translated(self._path):
+            empty_log(self._moving, files_of(self._path)[1])
             rows = self._moving.execute(
                 "SELECT sequence, payload FROM waiting ORDER BY sequence LIMIT ?",
                 (limit,),
@@ -322,9 +376,14 @@ class Journal:
         Unavailable
             When the file can't be written.
         """
-        self._remove(sequences, reason=None)
-        with self._moves, _translated(self._path), self._writing:
-            _give_back_space(self._moving)
+        for start in range(0, len(sequences), _DELETED):
+            self._remove(sequences[start : start + _DELETED], reason=None)
+        for _ in range(_VACUUMS):
+            with self._moves, translated(self._path), self._writing:
+                if not give_back_space(self._moving):
+                    break
+        with self._moves, translated(self._path):
+            empty_log(self._moving, files_of(self._path)[1])
 
     def set_aside(self, sequence: int, reason: str) -> None:
         """Keep an event that the database refuses for good, out of the way.
@@ -344,20 +403,18 @@ class Journal:
 
     def _remove(self, sequences: Sequence[int], *, reason: str | None) -> None:
         chosen = {"sequences": json.dumps(list(sequences)), "reason": reason}
-        with self._moves, _translated(self._path), self._writing:
-            with _transaction(self._moving) as connection:
-                removed, size = connection.execute(_MEASURE, chosen).fetchone()
+        with self._moves, translated(self._path), self._writing:
+            with transaction(self._moving) as connection:
+                removed, size = connection.execute(MEASURE, chosen).fetchone()
                 if reason is not None:
-                    connection.execute(_SET_ASIDE, chosen)
-                connection.execute(_DELETE, chosen)
-                oldest_at = _oldest_at(connection)
-            with self._changed:
-                self._totals.waiting -= removed
-                self._totals.waiting_bytes -= size
-                self._totals.oldest_at = oldest_at
-                if reason is not None:
+                    connection.execute(SET_ASIDE, chosen)
+                connection.execute(DELETE, chosen)
+                connection.execute(NOTE_REMOVED, (removed, size))
+            if reason is not None:
+                with self._changed:
                     self._totals.set_aside += removed
                     self._totals.set_aside_bytes += size
+        self._catch_up()
 
     def retry_set_aside(self) -> int:
         """Let the events that were set aside wait again; return how many.
@@ -367,12 +424,13 @@ class Journal:
         Unavailable
             When the file can't be written.
         """
-        with self._moves, _translated(self._path), self._writing:
+        with self._moves, translated(self._path), self._writing:
             retried = self._totals.set_aside
-            with _transaction(self._moving) as connection:
-                connection.execute(_RETRY)
+            with transaction(self._moving) as connection:
+                connection.execute(NOTE_RETURNED)
+                connection.execute(RETRY)
                 connection.execute("DELETE FROM set_aside")
-                totals = _count(connection)
+                totals = count_rows(connection)
             with self._changed:
                 self._totals = totals
         if retried:
@@ -398,120 +456,6 @@ class Journal:
             self._appending.close()
             self._moving.close()
             if remove and not self._totals.waiting and not self._totals.set_aside:
-                for path in _files(self._path):
+                for path in files_of(self._path):
                     path.unlink(missing_ok=True)
-            os.close(self._lock)
-
-
-def _unavailable(path: Path, error: Exception) -> Unavailable:
-    return Unavailable(
-        f"the journal {path} can't be used ({error}); free some space, or make it "
-        "writable"
-    )
-
-
-@contextmanager
-def _translated(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, sqlite3.Error) as error:
-        raise _unavailable(path, error) from error
-
-
-def _claim(path: Path) -> int | None:
-    """Lock the slot of a journal; None when its process lives.
-
-    The lock file stays for ever: were it removed, two processes could lock two files of
-    that name.
-    """
-    lock = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
-        return None
-    except OSError:
-        os.close(lock)
-        raise
-    return lock
-
-
-def _files(path: Path) -> list[Path]:
-    return [path.with_name(path.name + suffix) for suffix in ("", "-wal", "-shm")]
-
-
-def _keep_damaged(path: Path, error: sqlite3.DatabaseError) -> None:
-    """Move a file away that is no database any more, to be looked into by hand."""
-    kept = path.with_name(f"{path.name}.damaged-{time.time_ns()}")
-    log.error("journal is damaged, kept as path=%s reason=%s", kept, error)
-    main, wal, shared = _files(path)
-    main.rename(kept)
-    if wal.exists():
-        wal.rename(_files(kept)[1])
-    shared.unlink(missing_ok=True)
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _connect(
-    path: Path, *, synchronous: Literal["FULL", "NORMAL"]
-) -> sqlite3.Connection:
-    connection = sqlite3.connect(
-        path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
-    )
-    try:
-        # Before the first table, or it has no effect.
-        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute(f"PRAGMA synchronous = {synchronous}")
-        connection.execute(f"PRAGMA journal_size_limit = {_WAL_BYTES}")
-        connection.executescript(_SCHEMA)
-    except BaseException:
-        connection.close()
-        raise
-    return connection
-
-
-@contextmanager
-def _transaction(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        yield connection
-        connection.execute("COMMIT")
-    except BaseException:
-        # A full disk may have ended it already.
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
-        raise
-
-
-def _count(connection: sqlite3.Connection) -> _Totals:
-    waiting, set_aside = connection.execute(_COUNT).fetchall()
-    return _Totals(
-        waiting=waiting[0],
-        waiting_bytes=waiting[1],
-        set_aside=set_aside[0],
-        set_aside_bytes=set_aside[1],
-        oldest_at=_oldest_at(connection),
-    )
-
-
-def _oldest_at(connection: sqlite3.Connection) -> float | None:
-    row = connection.execute(
-        "SELECT appended_at FROM waiting ORDER BY sequence LIMIT 1"
-    ).fetchone()
-    return None if row is None else float(row[0])
-
-
-def _give_back_space(connection: sqlite3.Connection) -> None:
-    """Return some of the pages that a burst has left free to the file system."""
-    (free,) = connection.execute("PRAGMA freelist_count").fetchone()
-    if free > _SPARE_PAGES:
-        # A script runs to its end; `execute` would free one page.
-        connection.executescript(f"PRAGMA incremental_vacuum({_VACUUM_PAGES})")
+            self._locks.release()

@@ -15,6 +15,7 @@ import mmap
 import os
 import shutil
 import uuid
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,6 +37,9 @@ _BLOCK_ROWS = 65_536
 
 _Rows = NDArray[np.int32]
 _Hashes = NDArray[np.uint64]
+
+# A mapped array as plain numbers: one is read ten times faster than through NumPy.
+_Numbers = memoryview | NDArray[Any]
 
 
 def publish_lists(
@@ -149,12 +153,12 @@ class PublishedLists:
     sha256: str
     default: list[str]
     _files: Mapping[str, Mapping[str, Any]]
-    _unit_hashes: _Hashes
-    _lists: _Rows
-    _item_hashes: _Hashes
+    _unit_hashes: _Numbers
+    _lists: _Numbers
+    _item_hashes: _Numbers
     _item_ids: mmap.mmap
-    _item_offsets: NDArray[np.int64]
-    _related: _Rows | None
+    _item_offsets: _Numbers
+    _related: _Numbers | None
 
     @classmethod
     def open(cls, directory: Path) -> "PublishedLists":
@@ -189,31 +193,46 @@ class PublishedLists:
             units=units,
             items=items,
             sha256=sha256,
-            default=_texts(default, item_ids, offsets),
+            default=_texts(default.tolist(), item_ids, offsets),
             _files=files,
-            _unit_hashes=array("units.npy", np.uint64, units),
-            _lists=array("lists.npy", np.int32, units, depth),
-            _item_hashes=array("items.npy", np.uint64, items),
+            _unit_hashes=_numbers(array("units.npy", np.uint64, units)),
+            _lists=_numbers(array("lists.npy", np.int32, units, depth)),
+            _item_hashes=_numbers(array("items.npy", np.uint64, items)),
             _item_ids=item_ids,
-            _item_offsets=offsets,
-            _related=array("related.npy", np.int32, items, depth) if related else None,
+            _item_offsets=_numbers(offsets),
+            _related=_numbers(array("related.npy", np.int32, items, depth))
+            if related
+            else None,
         )
 
-    def for_unit(self, unit_id: str) -> list[str] | None:
-        """Return a unit's items, best first; None when it has no list."""
-        row = _find(self._unit_hashes, unit_id)
-        if row is None:
-            return None
-        return _texts(self._lists[row], self._item_ids, self._item_offsets)
+    def for_unit(self, unit_id: str, limit: int | None = None) -> list[str] | None:
+        """Return a unit's items, best first; None when it has no list.
 
-    def related(self, item_id: str) -> list[str] | None:
-        """Return items that go with an item; None when it or the relation is unknown."""
+        Parameters
+        ----------
+        limit : int, optional
+            How many at most; each costs time.
+        """
+        return self._list(self._lists, _find(self._unit_hashes, unit_id), limit)
+
+    def related(self, item_id: str, limit: int | None = None) -> list[str] | None:
+        """Return items that go with an item; None when it or the relation is unknown.
+
+        `limit` as in `for_unit`.
+        """
         if self._related is None:
             return None
-        row = _find(self._item_hashes, item_id)
+        return self._list(self._related, _find(self._item_hashes, item_id), limit)
+
+    def _list(
+        self, lists: _Numbers, row: int | None, limit: int | None
+    ) -> list[str] | None:
         if row is None:
             return None
-        return _texts(self._related[row], self._item_ids, self._item_offsets)
+        start = row * self.depth
+        length = self.depth if limit is None else min(limit, self.depth)
+        rows = lists[start : start + length].tolist()
+        return _texts(rows, self._item_ids, self._item_offsets)
 
     def verify(self) -> None:
         """Read every byte and compare with the manifest; about 1 s per GB.
@@ -253,10 +272,9 @@ def _in_range(rows: _Rows, items: int) -> bool:
     return bool(rows.min() >= -1 and rows.max() < items)
 
 
-def _hash(identifier: str) -> np.uint64:
+def _hash(identifier: str) -> int:
     digest = hashlib.sha256(identifier.encode("utf-8", "surrogatepass")).digest()
-    # A Python int would make `searchsorted` compare in float64 and copy the map.
-    return np.uint64(int.from_bytes(digest[:8], "big"))
+    return int.from_bytes(digest[:8], "big")
 
 
 def _sorted_hashes(
@@ -283,16 +301,21 @@ def _sorted_hashes(
     return hashes, order
 
 
-def _find(hashes: _Hashes, identifier: str) -> int | None:
+def _find(hashes: _Numbers, identifier: str) -> int | None:
     wanted = _hash(identifier)
-    row = int(hashes.searchsorted(wanted))
+    row = bisect_left(hashes, wanted)
     return row if row < len(hashes) and hashes[row] == wanted else None
 
 
-def _texts(rows: _Rows, blob: mmap.mmap, offsets: NDArray[np.int64]) -> list[str]:
-    rows = rows[rows >= 0]
-    starts, ends = offsets[rows].tolist(), offsets[rows + 1].tolist()
-    return [blob[start:end].decode() for start, end in zip(starts, ends, strict=True)]
+def _texts(rows: list[int], blob: mmap.mmap, offsets: _Numbers) -> list[str]:
+    return [blob[offsets[row] : offsets[row + 1]].decode() for row in rows if row >= 0]
+
+
+def _numbers(array: NDArray[Any]) -> _Numbers:
+    """Return an array, its rows one after the other, for reading single numbers."""
+    flat = array.reshape(-1)
+    # A memoryview knows the machine's own byte order only.
+    return flat.data if flat.dtype.isnative else flat
 
 
 # Writing

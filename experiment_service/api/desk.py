@@ -174,10 +174,7 @@ class Desk:
             **_assignment(decision),
             "model": carousel.model,
             "settings": decision.settings,
-            "items": [
-                {"item_id": item, "source": source}
-                for item, source in zip(carousel.items, carousel.sources, strict=True)
-            ],
+            "items": _items(carousel),
             "fallback": carousel.fallback,
             **_exposure(
                 decision, exposure, request.unit_id, logged=request.log_exposure
@@ -353,6 +350,13 @@ class Desk:
             )
 
 
+def _items(shown: Carousel | Exposure) -> list[Document]:
+    return [
+        {"item_id": item, "source": source}
+        for item, source in zip(shown.items, shown.sources, strict=True)
+    ]
+
+
 def _key(decision: Decision) -> str | None:
     return decision.served.experiment.key if decision.served else None
 
@@ -372,22 +376,18 @@ def _exposure(
 ) -> Document:
     if exposure is None:
         return {"exposure_id": None, "exposure": None}
-    exposure_id = str(exposure.id)
     if logged:
-        return {"exposure_id": exposure_id, "exposure": None}
+        return {"exposure_id": exposure.id, "exposure": None}
     return {
-        "exposure_id": exposure_id,
+        "exposure_id": exposure.id,
         "exposure": {
-            "exposure_id": exposure_id,
+            "exposure_id": exposure.id,
             "experiment": _key(decision),
             "unit_id": unit_id,
             "variant": exposure.variant,
             "epoch": exposure.epoch,
             "model": exposure.model,
-            "items": [
-                {"item_id": item, "source": source}
-                for item, source in zip(exposure.items, exposure.sources, strict=True)
-            ],
+            "items": _items(exposure),
             "attributes": exposure.context,
         },
     }

@@ -3,14 +3,13 @@
 import os
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request
 from pydantic import AwareDatetime, TypeAdapter, ValidationError
 from pydantic_core import to_json
 from starlette.responses import Response
 
-from experiment_service import experimentation
 from experiment_service.api.access import Caller
 from experiment_service.api.desk import Desk, Document
 from experiment_service.api.documents import (
@@ -57,10 +56,17 @@ from experiment_service.domain.configuration import (
 )
 from experiment_service.domain.declaration import parse_declaration, parse_outcome
 from experiment_service.errors import InvalidRequest
-from experiment_service.reporting import build_report
+from experiment_service.lazy import LazyModule
 from experiment_service.storage import experiments as storage
 from experiment_service.storage import models
 from experiment_service.storage.database import transaction
+
+if TYPE_CHECKING:
+    from experiment_service import experimentation, reporting
+else:
+    # Policies and statistics take seconds to load, and most processes never need them.
+    experimentation = LazyModule("experiment_service.experimentation")
+    reporting = LazyModule("experiment_service.reporting")
 
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorAnswer, "description": text}
@@ -320,7 +326,7 @@ def report(
 ) -> Response:
     """Report every number of an experiment, and how far to trust it."""
     with transaction(services.engine) as connection:
-        built = build_report(connection, key, as_of=as_of or clock())
+        built = reporting.build_report(connection, key, as_of=as_of or clock())
     return answer(built.to_document())
 
 

@@ -8,10 +8,10 @@ from datetime import UTC, datetime
 
 from sqlalchemy import Engine
 
+from experiment_service.api.writing import WriterReport
 from experiment_service.config import Settings
 from experiment_service.domain.pseudonym import Pseudonyms
 from experiment_service.errors import Unavailable
-from experiment_service.ingestion import Writer
 from experiment_service.journal import Journal
 from experiment_service.serving.keeper import SnapshotKeeper
 from experiment_service.serving.sticky import StickyStore
@@ -24,9 +24,8 @@ from experiment_service.storage.database import (
 
 log = logging.getLogger(__name__)
 
-#: Longest time that a stopping process spends on moving its journal to the database;
-#: what is left then stays on disk, and the next process takes it over.
-DRAIN_SECONDS = 10.0
+#: The folder of the journals in the data directory.
+JOURNALS = "journal"
 
 
 def clock() -> datetime:
@@ -40,7 +39,7 @@ class Services:
 
     engine: Engine
     journal: Journal
-    writer: Writer
+    writer: WriterReport
     keeper: SnapshotKeeper
     sticky: StickyStore
     pseudonyms: Pseudonyms
@@ -77,16 +76,13 @@ def open_services(settings: Settings) -> Iterator[Services]:
         keeper.start()
         stack.callback(keeper.stop)
         journal = Journal.open(
-            data_dir / "journal", max_bytes=settings.journal_max_bytes
+            data_dir / JOURNALS, max_bytes=settings.journal_max_bytes, shared=True
         )
         stack.callback(journal.close)
-        writer = Writer(journal, engine)
-        writer.start()
-        stack.callback(writer.stop, DRAIN_SECONDS)
         yield Services(
             engine=engine,
             journal=journal,
-            writer=writer,
+            writer=WriterReport(data_dir / JOURNALS),
             keeper=keeper,
             sticky=sticky,
             pseudonyms=Pseudonyms(settings.unit_key),

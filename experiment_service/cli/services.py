@@ -3,35 +3,43 @@
 import argparse
 import getpass
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dashboard import server
-from experiment_service import demo
-from experiment_service.api.app import serve
 from experiment_service.cli.common import open_engine
 from experiment_service.config import Settings
 from experiment_service.errors import InvalidRequest
+from experiment_service.lazy import LazyModule
 from experiment_service.passwords import hash_password
 from experiment_service.storage import experiments as storage
 from experiment_service.storage.database import migrate, running_database, transaction
 from experiment_service.storage.events import rebuild_outcomes
 from experiment_service.termination import termination_as_exit
-from experiment_service.worker import run_worker
+
+if TYPE_CHECKING:
+    from dashboard import server
+    from experiment_service import demo, worker
+    from experiment_service.api import app
+else:
+    # Each is a program of its own, and takes seconds to load.
+    app = LazyModule("experiment_service.api.app")
+    demo = LazyModule("experiment_service.demo")
+    server = LazyModule("dashboard.server")
+    worker = LazyModule("experiment_service.worker")
 
 
 def add_services(commands: Any) -> None:  # noqa: ANN401 - argparse names no type
     """Add the commands that run the service."""
-    demo = commands.add_parser("demo", help="run everything on real retail data")
-    demo.add_argument("--visits-per-second", type=float, default=30.0)
-    demo.add_argument(
+    demo_ = commands.add_parser("demo", help="run everything on real retail data")
+    demo_.add_argument("--visits-per-second", type=float, default=30.0)
+    demo_.add_argument(
         "--seconds", type=float, help="stop by itself after so many seconds"
     )
-    demo.set_defaults(command=_demo)
+    demo_.set_defaults(command=_demo)
     serve = commands.add_parser("serve", help="run the API")
     serve.add_argument("--workers", type=int, default=1, help="number of processes")
     serve.set_defaults(command=_serve)
-    worker = commands.add_parser("worker", help="run the scheduled jobs")
-    worker.set_defaults(command=_worker)
+    worker_ = commands.add_parser("worker", help="run the scheduled jobs")
+    worker_.set_defaults(command=_worker)
     dashboard = commands.add_parser("dashboard", help="run the dashboard")
     dashboard.set_defaults(command=_dashboard)
     hashed = commands.add_parser(
@@ -64,7 +72,7 @@ def _demo(settings: Settings, parsed: argparse.Namespace) -> None:
 def _serve(settings: Settings, parsed: argparse.Namespace) -> None:
     if not 1 <= parsed.workers <= 64:
         raise InvalidRequest(f"--workers is {parsed.workers}; it must lie in 1 to 64")
-    serve(settings, workers=parsed.workers)
+    app.serve(settings, workers=parsed.workers)
 
 
 def _worker(settings: Settings, _: argparse.Namespace) -> None:
@@ -72,7 +80,7 @@ def _worker(settings: Settings, _: argparse.Namespace) -> None:
         termination_as_exit(),
         running_database(settings.database_url, settings.data_dir) as url,
     ):
-        run_worker(url)
+        worker.run_worker(url)
 
 
 def _dashboard(settings: Settings, _: argparse.Namespace) -> None:

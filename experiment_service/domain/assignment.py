@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 
 from experiment_service.domain.event import AttributeValue
 from experiment_service.domain.experiment import (
@@ -76,7 +77,11 @@ def uniform(salt: str, *parts: str) -> float:
     The first 53 of the first 64 bits (big-endian) of SHA-256 of the UTF-8 text
     ``salt \x1f part \x1f part ...``, divided by 2**53.
     """
-    digest = hashlib.sha256(_SEPARATOR.join((salt, *parts)).encode()).digest()
+    return _uniform(_SEPARATOR.join((salt, *parts)))
+
+
+def _uniform(text: str) -> float:
+    digest = hashlib.sha256(text.encode()).digest()
     return (int.from_bytes(digest[:8], "big") >> 11) / 2**53
 
 
@@ -112,9 +117,10 @@ def choose_variant(weights: Mapping[str, float], salt: str, unit_id: str) -> str
     the weighted form as in Schindelhauer and Schomaker 2005.
     """
     scores = []
+    prefix = _SEPARATOR.join((salt, unit_id, ""))
     for variant, weight in weights.items():
         if weight > 0:
-            u = uniform(salt, unit_id, variant)
+            u = _uniform(prefix + variant)
             scores.append((-math.log(u) / weight if u else math.inf, variant))
     return min(scores)[1]
 
@@ -160,21 +166,24 @@ def assign(
             step=Step.OVERRIDE,
             reason="an override names this unit; it is not counted in the analysis",
         )
-    place = layer_segment(experiment.layer_salt, unit_id)
+    # Each hash costs as much as the rest of a step: none where all units pass.
     start, end = declaration.segments
-    if not start <= place < end:
-        return outside(
-            Step.LAYER_SEGMENT,
-            f"segment {place} of layer {declaration.layer!r} is outside {start} to "
-            f"{end - 1}",
-        )
-    gate = uniform(experiment.traffic_salt, unit_id)
-    if gate >= declaration.traffic_share:
-        return outside(
-            Step.TRAFFIC_GATE,
-            f"gate value {gate:.6f} is not below the traffic share "
-            f"{declaration.traffic_share:g}",
-        )
+    if end - start < SEGMENTS:
+        place = layer_segment(experiment.layer_salt, unit_id)
+        if not start <= place < end:
+            return outside(
+                Step.LAYER_SEGMENT,
+                f"segment {place} of layer {declaration.layer!r} is outside {start} to "
+                f"{end - 1}",
+            )
+    if declaration.traffic_share < 1:
+        gate = uniform(experiment.traffic_salt, unit_id)
+        if gate >= declaration.traffic_share:
+            return outside(
+                Step.TRAFFIC_GATE,
+                f"gate value {gate:.6f} is not below the traffic share "
+                f"{declaration.traffic_share:g}",
+            )
     for rule in declaration.targeting:
         if not rule.accepts(attributes):
             return outside(
@@ -197,9 +206,14 @@ def assign(
         epoch=drawn.number,
         segment=segment,
         step=Step.STICKY if first_epoch else Step.VARIANT,
-        reason=(
-            f"drawn with weight {weight:g} in epoch {drawn.number}"
-            + (f", segment {segment!r}" if segment is not None else "")
-            + (", the epoch of its first exposure" if first_epoch else "")
-        ),
+        reason=_drawn(weight, drawn.number, segment, kept=first_epoch is not None),
+    )
+
+
+@lru_cache(maxsize=1024)
+def _drawn(weight: float, epoch: int, segment: str | None, *, kept: bool) -> str:
+    return (
+        f"drawn with weight {weight:g} in epoch {epoch}"
+        + (f", segment {segment!r}" if segment is not None else "")
+        + (", the epoch of its first exposure" if kept else "")
     )

@@ -10,7 +10,6 @@ from experiment_service.domain.assignment import Assignment, assign
 from experiment_service.domain.event import AttributeValue
 from experiment_service.serving.snapshot import ServedExperiment, Snapshot
 from experiment_service.serving.sticky import StickyStore
-from recommenders.lists import PublishedLists
 
 #: The model whose default list fills up what every other source left open.
 FALLBACK_MODEL = "popularity"
@@ -196,8 +195,14 @@ def fill_carousel(
         taken.add(item_id)
     items: list[str] = []
     sources: list[str] = []
-    own = snapshot.lists.get(recommender)
-    for source, candidates in _sources(snapshot, own, recommender, unit_id, item_id):
+    for source, candidates in _sources(
+        snapshot,
+        recommender,
+        unit_id,
+        item_id,
+        # Of so many, even if all that are taken are among them, k are new.
+        limit=k + len(taken),
+    ):
         for item in candidates:
             if item not in taken:
                 taken.add(item)
@@ -217,15 +222,17 @@ def fill_carousel(
 
 def _sources(
     snapshot: Snapshot,
-    own: PublishedLists | None,
     recommender: str,
     unit_id: str,
     item_id: str | None,
+    *,
+    limit: int,
 ) -> Iterator[tuple[str, Sequence[str]]]:
+    own = snapshot.lists.get(recommender)
     if own is not None:
         if item_id is not None:
-            yield f"{recommender}:related", own.related(item_id) or ()
-        yield recommender, own.for_unit(unit_id) or ()
+            yield f"{recommender}:related", own.related(item_id, limit) or ()
+        yield recommender, own.for_unit(unit_id, limit) or ()
         yield f"{recommender}:default", own.default
     if recommender != FALLBACK_MODEL and FALLBACK_MODEL in snapshot.lists:
         yield f"{FALLBACK_MODEL}:default", snapshot.lists[FALLBACK_MODEL].default

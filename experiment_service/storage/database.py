@@ -7,19 +7,24 @@ set), `transaction` turns the driver's errors into ours.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import alembic.command
-import alembic.config
 import psycopg
 import sqlalchemy
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
 
 from experiment_service.errors import InvalidRequest, Unavailable
+from experiment_service.lazy import LazyModule
 from experiment_service.storage.embedded import embedded_server
+
+if TYPE_CHECKING:
+    from alembic import command, config
+else:
+    # Only a migration needs it, and it takes a third of a second to load.
+    command = LazyModule("alembic.command")
+    config = LazyModule("alembic.config")
 
 CHANNEL = "experiment_service"
 
@@ -28,6 +33,7 @@ EVENTS_LOCK = "events"
 
 MINIMUM_SERVER_VERSION = 14
 
+_MIGRATIONS = Path(__file__).resolve().parents[2] / "migrations"
 _STATEMENT_TIMEOUT_MS = 60_000
 _LOCK_TIMEOUT_MS = 10_000
 
@@ -229,12 +235,11 @@ class ChangeListener:
         self._connection.close()
 
 
-def _alembic_config(url: str) -> alembic.config.Config:
-    config = alembic.config.Config()
-    location = Path(__file__).resolve().parents[2] / "migrations"
-    config.set_main_option("script_location", str(location).replace("%", "%%"))
-    config.attributes["url"] = url
-    return config
+def _alembic_config(url: str) -> "config.Config":
+    settings = config.Config()
+    settings.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
+    settings.attributes["url"] = url
+    return settings
 
 
 def migrate(url: str, revision: str = "head") -> None:
@@ -257,11 +262,17 @@ def migrate(url: str, revision: str = "head") -> None:
                 f"{MINIMUM_SERVER_VERSION} or newer is needed"
             )
         if revision == "base" or revision.startswith("-"):
-            alembic.command.downgrade(_alembic_config(url), revision)
+            command.downgrade(_alembic_config(url), revision)
         else:
-            alembic.command.upgrade(_alembic_config(url), revision)
+            command.upgrade(_alembic_config(url), revision)
     finally:
         engine.dispose()
+
+
+def head_revision() -> str:
+    """Return the revision that this program needs; migrations are named in order."""
+    names = (path.name for path in (_MIGRATIONS / "versions").glob("[0-9]*.py"))
+    return max(names).partition("_")[0]
 
 
 def check_migrated(engine: Engine) -> None:
@@ -273,8 +284,11 @@ def check_migrated(engine: Engine) -> None:
         Says which command brings the schema up to date.
     """
     with transaction(engine) as connection:
-        current = MigrationContext.configure(connection).get_current_revision()
-    head = ScriptDirectory.from_config(_alembic_config("")).get_current_head()
+        found = connection.scalar(text("SELECT to_regclass('alembic_version')"))
+        current = None
+        if found is not None:
+            current = connection.scalar(text("SELECT version_num FROM alembic_version"))
+    head = head_revision()
     if current != head:
         raise Unavailable(
             f"the database schema is at revision {current or 'none'}, this program "

@@ -1,14 +1,21 @@
 """How fast the API answers, beside an empty FastAPI under the same server settings.
 
-Run by `make bench`, in under 90 seconds. Both are driven by the same client in a
+Run by `make bench`, in about two minutes. Both are driven by the same client in a
 process of its own, in alternating rounds, so that a busy machine slows both: read the
-ratios. The client is `wrk` when it is installed, else `closed_loop.py`.
+ratios. The client is `wrk` when it is installed, else `closed_loop.py`; at half of the
+floor's peak rate it is `open_loop.py`.
 
     recommendations  POST, 10 of 50 items, exposure on disk before the answer
     prefetch         the same with log_exposure false: no journal
     floor            GET of a FastAPI route that returns {"hello": "world"}
+
+Each figure is the median of the rounds, with the lowest and highest of them. `cpu us` is
+the processor time that the serving process took per request: it depends less on what
+else the machine does. `left` is how many events waited for the database after a round,
+at most.
 """
 
+import argparse
 import json
 import os
 import shutil
@@ -25,22 +32,24 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+import psutil
 
 from experiment_service import experimentation
 from experiment_service.domain.declaration import parse_declaration
 from experiment_service.storage import database, models
 from recommenders.lists import publish_lists
 
-CLIENT = Path(__file__).with_name("closed_loop.py")
+CLOSED_LOOP = Path(__file__).with_name("closed_loop.py")
+OPEN_LOOP = Path(__file__).with_name("open_loop.py")
 
 UNITS = 100_000
 ITEMS = 20_000
 DEPTH = 50
 BODIES = 2_000
 
-# Enough connections to saturate, then hardly any.
-PEAK = {"connections": 32, "rounds": 5, "seconds": 2}
-CALM = {"connections": 2, "rounds": 3, "seconds": 2}
+# Enough connections to saturate, and as many as a busy shop's front ends keep open.
+CONNECTIONS = (32, 128)
+SECONDS = 3
 
 FLOOR = """
 import socket, uvicorn
@@ -61,13 +70,17 @@ serve(Settings.from_environment())
 """
 
 WRK = """
-local bodies = {}
-for line in io.lines("%s") do bodies[#bodies + 1] = line end
+local requests = {}
+init = function()
+  wrk.headers["Content-Type"] = "application/json"
+  for line in io.lines("%s") do
+    requests[#requests + 1] = wrk.format("%s", nil, nil, line)
+  end
+end
 local number = 0
-wrk.headers["Content-Type"] = "application/json"
 request = function()
-  number = number %% #bodies + 1
-  return wrk.format("%s", nil, nil, bodies[number])
+  number = number %% #requests + 1
+  return requests[number]
 end
 done = function(summary, latency)
   local errors = summary.errors
@@ -87,16 +100,19 @@ class Target:
     address: str
     method: str
     bodies: Path
+    server: psutil.Process | None = None
 
 
 @dataclass
 class Round:
-    """One round: answers per second, and latencies in milliseconds."""
+    """One round: answers per second, milliseconds, microseconds of the processor."""
 
     rate: float
     p50: float
     p99: float
     bad: int
+    cpu: float = 0.0
+    left: int = 0
 
 
 # The shop that is served
@@ -189,67 +205,110 @@ def started(code, address, environment, log):
                 break
             except OSError:
                 time.sleep(0.1)
-        yield
+        yield psutil.Process(process.pid)
     finally:
         process.terminate()
         process.wait(30)
 
 
-def drive(target, directory, *, connections, seconds):
-    """Run one round in a client process."""
+def cpu_seconds(process):
+    times = process.cpu_times()
+    return times.user + times.system
+
+
+def drive(target, directory, connections, rate):
+    """Run one round in a client process; as fast as it goes when `rate` is None."""
+    before = cpu_seconds(target.server)
+    output = subprocess.run(
+        client(target, directory, connections, rate),
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    line = next(line for line in output.splitlines() if line.startswith("RESULT "))
+    done = Round(**json.loads(line.removeprefix("RESULT ")))
+    done.cpu = 1e6 * (cpu_seconds(target.server) - before) / (done.rate * SECONDS)
+    return done
+
+
+def client(target, directory, connections, rate):
+    ours = [
+        *(target.address, "--method", target.method, "--bodies", str(target.bodies)),
+        *("--seconds", str(SECONDS), "--connections", str(connections)),
+    ]
+    if rate is not None:
+        return [sys.executable, str(OPEN_LOOP), *ours, "--rate", str(rate)]
     if shutil.which("wrk"):
         script = directory / f"{target.name}.lua"
         script.write_text(WRK % (target.bodies, target.method))
-        command = [
+        return [
             "wrk",
-            *("-t", "1", "-c", str(connections), "-d", f"{seconds}s"),
+            *("-t", "1", "-c", str(connections), "-d", f"{SECONDS}s"),
             *("-s", str(script), target.address),
         ]
-    else:
-        command = [
-            *(sys.executable, str(CLIENT), target.address),
-            *("--method", target.method, "--bodies", str(target.bodies)),
-            *("--connections", str(connections), "--seconds", str(seconds)),
-        ]
-    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    line = next(line for line in output.splitlines() if line.startswith("RESULT "))
-    return Round(**json.loads(line.removeprefix("RESULT ")))
+    return [sys.executable, str(CLOSED_LOOP), *ours]
 
 
 def drain(api):
-    """Let the database catch up, so that one round does not slow the next."""
-    for _ in range(200):
+    """Let the database catch up, so that one round does not slow the next.
+
+    Returns how many events waited at first.
+    """
+    found = None
+    for _ in range(600):
         with urllib.request.urlopen(f"{api}/v1/status", timeout=10) as answer:
-            if not json.load(answer)["journal"]["events"]:
-                return
+            waiting = json.load(answer)["journal"]["events"]
+        found = waiting if found is None else found
+        if not waiting:
+            return found
         time.sleep(0.05)
+    sys.exit("the events of a round were not stored within 30 s")
 
 
 # The result
 
 
-def report(title, rounds):
+def median(rounds, field):
+    return statistics.median(getattr(each, field) for each in rounds)
+
+
+def spread(rounds, field, form):
+    values = [getattr(each, field) for each in rounds]
+    middle = format(statistics.median(values), form)
+    return f"{middle} ({min(values):{form}}-{max(values):{form}})"
+
+
+def report(title, rounds, field):
+    """Print medians, and the ratios of a field to the floor's, round by round."""
     print(f"\n{title}")
-    print(f"  {'':16}{'requests/s':>12}{'p50 ms':>9}{'p99 ms':>9}{'rate / floor':>14}")
-    floor = statistics.median(each.rate for each in rounds["floor"])
+    print(
+        f"  {'':16}{'requests/s':>24}{'p50 ms':>20}{'p99 ms':>22}{'cpu us':>8}{'left':>8}"
+        f"   {field} / floor"
+    )
     for name, done in rounds.items():
-        rate, p50, p99 = (
-            statistics.median(getattr(each, field) for each in done)
-            for field in ("rate", "p50", "p99")
-        )
         bad = sum(each.bad for each in done)
+        ratios = [
+            getattr(ours, field) / getattr(floor, field)
+            for ours, floor in zip(done, rounds["floor"], strict=True)
+        ]
         print(
-            f"  {name:16}{rate:12,.0f}{p50:9.2f}{p99:9.2f}{rate / floor:14.2f}"
+            f"  {name:16}{spread(done, 'rate', ',.0f'):>24}{spread(done, 'p50', '.2f'):>20}"
+            f"{spread(done, 'p99', '.2f'):>22}{median(done, 'cpu'):8.0f}"
+            f"{max(each.left for each in done):8,}"
+            f"   {statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
             + (f"   {bad} BAD ANSWERS" if bad else "")
         )
 
 
 def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="es-bench-") as name:
-        bench(Path(name))
+        bench(Path(name), arguments.rounds)
 
 
-def bench(directory):
+def bench(directory, rounds):
     data_dir = directory / "data"
     data_dir.mkdir()
     api, floor = (f"http://127.0.0.1:{free_port()}" for _ in range(2))
@@ -272,26 +331,42 @@ def bench(directory):
         ]
         port = int(floor.rsplit(":", 1)[1])
         with (
-            started(API, f"{api}/health/live", environment, directory / "api.log"),
-            started(FLOOR % port, floor, environment, directory / "floor.log"),
+            started(
+                API, f"{api}/health/live", environment, directory / "api.log"
+            ) as ours,
+            started(FLOOR % port, floor, environment, directory / "floor.log") as empty,
         ):
+            for target in targets:
+                target.server = empty if target.name == "floor" else ours
             print(
                 f"client {'wrk' if shutil.which('wrk') else 'asyncio'}, "
                 f"{os.cpu_count()} cores, {UNITS:,} units x {DEPTH} items"
             )
-            measure("peak", targets, directory, api, **PEAK)
-            measure("few connections", targets, directory, api, **CALM)
+            peak = 0
+            for connections in CONNECTIONS:
+                done = measure(targets, directory, api, rounds, connections=connections)
+                title = f"peak: {connections} connections"
+                report(f"{title}, {rounds} rounds of {SECONDS} s", done, "rate")
+                peak = max(peak, median(done["floor"], "rate"))
+            most = CONNECTIONS[-1]
+            done = measure(
+                targets, directory, api, rounds, connections=most, rate=peak / 2
+            )
+            title = f"half of the floor's peak, open loop: {peak / 2:,.0f} requests/s"
+            report(f"{title}, {rounds} rounds of {SECONDS} s", done, "p99")
 
 
-def measure(title, targets, directory, api, *, connections, rounds, seconds):
+def measure(targets, directory, api, rounds, *, connections, rate=None):
     done = {target.name: [] for target in targets}
+    for target in targets:
+        drive(target, directory, connections, rate)  # warms up
+        drain(api)
     for _ in range(rounds):
         for target in targets:
-            done[target.name].append(
-                drive(target, directory, connections=connections, seconds=seconds)
-            )
-            drain(api)
-    report(f"{title}: {connections} connections, {rounds} rounds of {seconds} s", done)
+            each = drive(target, directory, connections, rate)
+            each.left = drain(api)
+            done[target.name].append(each)
+    return done
 
 
 if __name__ == "__main__":

@@ -447,3 +447,58 @@ def test_slot_is_free_as_soon_as_its_process_is_dead(directory):
     with closing(Journal.open(directory, max_bytes=LARGE)) as journal:
         assert journal._path.name == "journal-0.sqlite3"
         assert payloads_of(journal) == [b"a"]
+
+
+def test_another_process_moves_the_events_of_a_living_one(directory):
+    with closing(Journal.open(directory, max_bytes=10, shared=True)) as mine:
+        append(mine, b"1234", b"5678")
+        (moved,) = Journal.living(directory)
+        with closing(moved):
+            assert list(Journal.living(directory)) == []  # one moves it, not two
+            assert (moved.depth, payloads_of(moved)) == (2, [b"1234", b"5678"])
+            with pytest.raises(Unavailable, match="full: 8 of 10"):
+                mine.append([b"abc"])
+            moved.delete([moved.read(1)[0][0]])
+            assert (mine.depth, mine.pending_bytes, moved.depth) == (1, 4, 1)
+            mine._caught_up_at = 0.0  # as after a while
+            append(mine, b"abc")
+            assert payloads_of(moved) == [b"5678", b"abc"]
+            assert not moved.claim()
+            mine.close()
+            assert moved.claim()
+            assert moved.depth == 2
+
+
+def test_journal_that_its_own_process_moves_is_left_to_it(directory, journal):
+    append(journal, b"a")
+    assert list(Journal.living(directory)) == []
+
+
+def test_journal_of_a_dead_process_is_left_to_the_one_that_moves_it(directory):
+    dead = Journal.open(directory, max_bytes=LARGE, shared=True)
+    append(dead, b"a")
+    (moved,) = Journal.living(directory)
+    dead.close()
+    assert list(Journal.abandoned(directory)) == []
+    # A new process may append to it meanwhile; then it is not to be removed.
+    with closing(Journal.open(directory, max_bytes=LARGE, shared=True)) as new:
+        assert not moved.claim()
+        append(new, b"b")
+        assert payloads_of(moved) == [b"a", b"b"]
+    moved.delete([sequence for sequence, _ in moved.read(10)])
+    assert moved.claim()
+    moved.close(remove=True)
+    assert not list(directory.glob("journal-0.sqlite3*"))
+
+
+def test_log_of_a_shared_journal_stays_short(directory):
+    log = directory / "journal-0.sqlite3-wal"
+    with closing(Journal.open(directory, max_bytes=LARGE, shared=True)) as mine:
+        append(mine, b"first")
+        (moved,) = Journal.living(directory)
+        with closing(moved):
+            for _ in range(60):
+                append(mine, *[bytes(1000)] * 1000)
+                moved.delete([sequence for sequence, _ in moved.read(2000)])
+            assert moved.depth == mine.depth == 0
+        assert log.stat().st_size < 48 << 20  # of 60 MB that went through, twice
