@@ -311,22 +311,29 @@ _FIRST_INSTANT = datetime(2000, 1, 1, tzinfo=UTC)
 _LAST_INSTANT = datetime(2200, 1, 1, tzinfo=UTC)
 
 
+AsOf = Annotated[
+    AwareDatetime | None,
+    Query(
+        ge=_FIRST_INSTANT,
+        le=_LAST_INSTANT,
+        description="Last instant used; now when left out.",
+    ),
+]
+
+
 @read_router.get("/v1/experiments/{key}/report", response_model=dict[str, Any])
-def report(
-    services: Serving,
-    key: Key,
-    as_of: Annotated[
-        AwareDatetime | None,
-        Query(
-            ge=_FIRST_INSTANT,
-            le=_LAST_INSTANT,
-            description="Last instant used; now when left out.",
-        ),
-    ] = None,
-) -> Response:
+def report(services: Serving, key: Key, as_of: AsOf = None) -> Response:
     """Report every number of an experiment, and how far to trust it."""
     with transaction(services.engine) as connection:
         built = reporting.build_report(connection, key, as_of=as_of or clock())
+    return answer(built.to_document())
+
+
+@read_router.get("/v1/experiments/{key}/segments", response_model=dict[str, Any])
+def segments(services: Serving, key: Key, as_of: AsOf = None) -> Response:
+    """Report the reward by every attribute that exposures carry."""
+    with transaction(services.engine) as connection:
+        built = reporting.build_segments(connection, key, as_of=as_of or clock())
     return answer(built.to_document())
 
 

@@ -18,10 +18,11 @@ that stopping now may give up, the far end of the any-time interval.
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from experiment_service.analysis.interval import Estimate, Interval, Withheld
 from experiment_service.analysis.sequential import MINIMUM_UNITS
-from experiment_service.domain.experiment import ExperimentState
+from experiment_service.domain.experiment import ExperimentKind, ExperimentState
 from experiment_service.domain.metric import MetricKind
 from experiment_service.reporting.metrics import MetricData, differences
 from experiment_service.reporting.values import Check, Facts, MetricReport, Summary
@@ -74,7 +75,12 @@ def summarise(
         for each in metric.comparisons
         if each.guardrail == "breached"
     }
-    return _compare(facts.control, reward, intervals, assurance, breached)
+    summary = _compare(facts.control, reward, intervals, assurance, breached)
+    if facts.kind is ExperimentKind.BANDIT and summary.verdict == "ahead":
+        # Ahead of the control is not yet ahead of all: the policy has its own rule.
+        advice = f"{summary.advice} Or let the policy go on until it may stop."
+        return replace(summary, advice=advice)
+    return summary
 
 
 def _too_early(reward: MetricReport, estimates: Mapping[str, Estimate]) -> Summary:

@@ -25,6 +25,7 @@ ROUTES = {
     "/v1/experiments/{key}/explain": {"get"},
     "/v1/experiments/{key}/epochs": {"get"},
     "/v1/experiments/{key}/report": {"get"},
+    "/v1/experiments/{key}/segments": {"get"},
     "/v1/placements": {"get"},
     "/v1/placements/{key}": {"put"},
     "/v1/models": {"get"},
