@@ -49,7 +49,7 @@ def connection(running_shop):
 def request(path, document):
     body = json.dumps(document).encode()
     return (
-        f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        f"POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
         f"content-length: {len(body)}\r\n\r\n"
     ).encode() + body
 
@@ -128,7 +128,7 @@ def test_body_that_comes_late_is_waited_for(connection):
 
 def test_announced_huge_body_is_refused_before_it_is_sent(connection):
     connection.sendall(
-        b"POST /v1/recommendations HTTP/1.1\r\nhost: x\r\ncontent-length: 99999999\r\n"
+        b"POST /v1/recommendations HTTP/1.1\r\nhost: localhost\r\ncontent-length: 99999999\r\n"
         b"content-type: application/json\r\n\r\n{"
     )
     assert answers(connection, 1)[0]["error"]["code"] == "too_large"
