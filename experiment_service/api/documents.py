@@ -92,6 +92,7 @@ class MetricDeclaration(Request):
     event_kinds: list[Identifier]
     of: str = Field(default="events", json_schema_extra={"enum": ["events", "value"]})
     positions: list[Whole] | None = Field(default=None, examples=[[1, 3]])
+    categories: list[Identifier] | None = Field(default=None, examples=[["shoes"]])
     cap: float | None = None
     trigger: str = Field(
         default="served", json_schema_extra={"enum": ["served", "viewed"]}

@@ -344,6 +344,9 @@ class InteractionDocument(Request):
     )
     kind: str
     item_id: Identifier | None = None
+    category: Identifier | None = Field(
+        default=None, description="Of the item; metrics may ask for it."
+    )
     position: int | None = Field(default=None, ge=1, description="From 1.")
     value: float | None = Field(default=None, description="Such as a price.")
     occurred_at: datetime | None = Field(

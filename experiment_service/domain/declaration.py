@@ -250,6 +250,7 @@ _metric = _record(
         "event_kinds": _words,
         "of": _one_of("events", "value"),
         "positions": _positions,
+        "categories": _words,
         "cap": _number,
         "trigger": _one_of("served", "viewed"),
         "direction": _one_of("higher", "lower"),

@@ -213,6 +213,8 @@ class Interaction:
     kind : str
         One of `EVENT_KINDS`.
     item_id : str or None
+    category : str or None
+        Of the item, as the storefront names it; metrics may ask for it.
     position : int or None
         From 1.
     value : Decimal or None
@@ -229,6 +231,7 @@ class Interaction:
     position: int | None
     value: Decimal | None
     occurred_at: datetime
+    category: str | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in EVENT_KINDS:
@@ -245,6 +248,8 @@ class Interaction:
             check_id("unit_id", self.unit_id)
         if self.item_id is not None:
             check_id("item_id", self.item_id)
+        if self.category is not None:
+            check_id("category", self.category)
         if self.position is not None and not 1 <= self.position <= MAX_POSITION:
             raise InvalidRequest(
                 f"position is {self.position}; it must lie in 1 to {MAX_POSITION}",

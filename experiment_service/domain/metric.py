@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
-from experiment_service.domain.event import EVENT_KINDS, MAX_POSITION
+from experiment_service.domain.event import EVENT_KINDS, MAX_POSITION, check_id
 from experiment_service.errors import InvalidRequest, known
 
 MetricKind = Literal["proportion", "mean", "ratio"]
@@ -36,6 +36,8 @@ class Metric:
     positions : tuple of int, or None
         First and last place in the carousel, from 1, at which interactions count; None
         counts all, those without a position too.
+    categories : tuple of str, or None
+        Categories of items whose interactions count; None counts all.
     cap : float or None
         What a unit's sum counts at most (winsorising), > 0: few huge orders would
         otherwise decide. Of a mean or ratio only, and chosen before the data.
@@ -51,6 +53,7 @@ class Metric:
     event_kinds: tuple[str, ...]
     of: Literal["events", "value"] = "events"
     positions: tuple[int, int] | None = None
+    categories: tuple[str, ...] | None = None
     cap: float | None = None
     trigger: Literal["served", "viewed"] = "served"
     direction: Literal["higher", "lower"] = "higher"
@@ -74,6 +77,13 @@ class Metric:
                     f"metric {self.name!r}: positions are {first} to {last}; they must "
                     f"be a range within 1 to {MAX_POSITION}"
                 )
+        if self.categories is not None:
+            if not self.categories:
+                raise InvalidRequest(
+                    f"metric {self.name!r}: categories are none; name at least one"
+                )
+            for category in self.categories:
+                check_id("categories", category)
         if self.cap is not None and not 0 < self.cap < math.inf:
             raise InvalidRequest(
                 f"metric {self.name!r}: cap is {self.cap}; it must be above 0"

@@ -65,6 +65,7 @@ _SCHEMAS = {
             "value": pa.float64(),
             "occurred_at": _TIME,
             "recorded_at": _TIME,
+            "category": pa.string(),
         }
     ),
 }

@@ -294,6 +294,7 @@ def _interaction_row(interaction: Interaction) -> tuple[object, ...]:
         interaction.position,
         interaction.value,
         interaction.occurred_at,
+        interaction.category,
     )
 
 
@@ -510,6 +511,7 @@ def _pairs(
             exposure.c.unit_id,
             interaction.c.kind,
             func.coalesce(interaction.c.position, 0).label("position"),
+            func.coalesce(interaction.c.category, "").label("category"),
             interaction.c.value,
             interaction.c.occurred_at,
         )

@@ -519,7 +519,7 @@ def _before(metric: Metric) -> str:
 
 def _is_summarised(metric: Metric) -> bool:
     known = set(metric.event_kinds) <= set(schema.SUMMARISED_KINDS)
-    return known and metric.positions is None
+    return known and metric.positions is None and metric.categories is None
 
 
 def _summarised(metric: Metric) -> ColumnElement[Any]:
@@ -534,7 +534,7 @@ def _summarised(metric: Metric) -> ColumnElement[Any]:
 def _done_before(metric: Metric) -> ColumnElement[Any]:
     """Return how often, or of what value, a unit did a metric's kinds of thing before.
 
-    At any place: where it looked at other times says little of where it looks now.
+    At any place and of any category: one habit of shopping tells of another.
     """
     kinds = [kind for kind in metric.event_kinds if kind in schema.SUMMARISED_KINDS]
     return _added_up(f"{kind}_{_what(metric)}_before" for kind in kinds)
@@ -570,6 +570,8 @@ def _of_outcomes(metric: Metric) -> ColumnElement[Any]:
     here: ColumnElement[bool] = done.c.kind.in_(metric.event_kinds)
     if metric.positions is not None:
         here = and_(here, done.c.position.between(*metric.positions))
+    if metric.categories is not None:
+        here = and_(here, done.c.category.in_(metric.categories))
     if metric.kind == "proportion":
         return func.min(done.c.first_at).filter(here)
     if metric.of == "value":

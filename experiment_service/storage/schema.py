@@ -170,6 +170,8 @@ interaction = Table(
     Column("position", SmallInteger),
     Column("value", Numeric),
     _instant("occurred_at"),
+    # Of the item, if the storefront tells it.
+    Column("category", Text),
     _recorded_at(),
     CheckConstraint("exposure_id IS NOT NULL OR unit_id IS NOT NULL", name="subject"),
     CheckConstraint("position >= 1", name="position"),
@@ -218,8 +220,8 @@ attribution = Table(
     PrimaryKeyConstraint("interaction_id", "experiment_id", "phase"),
 )
 
-#: What a unit did, per phase (epoch of a bandit, 0 of an A/B test), kind and position
-#: (0: none was told).
+#: What a unit did, per phase (epoch of a bandit, 0 of an A/B test), kind, position (0:
+#: none was told) and category ("": none was told).
 unit_outcome = Table(
     "unit_outcome",
     metadata,
@@ -228,10 +230,13 @@ unit_outcome = Table(
     Column("phase", Integer, nullable=False),
     Column("kind", Text, nullable=False),
     Column("position", SmallInteger, nullable=False),
+    Column("category", Text, nullable=False),
     Column("count", Integer, nullable=False),
     Column("value_sum", Numeric, nullable=False),
     _instant("first_at"),
-    PrimaryKeyConstraint("experiment_id", "unit_id", "phase", "kind", "position"),
+    PrimaryKeyConstraint(
+        "experiment_id", "unit_id", "phase", "kind", "position", "category"
+    ),
 )
 
 #: Events that came in on a day (UTC), and those of them that were there already.

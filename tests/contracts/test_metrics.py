@@ -61,6 +61,21 @@ MORE_METRICS = {
             positions=(2, 2),
         ),
         Metric(
+            name="shoe_clicks_per_visitor",
+            title="Clicks on shoes and hats per visitor",
+            kind="mean",
+            event_kinds=("click", "add_to_cart"),
+            categories=("shoes", "hats"),
+        ),
+        Metric(
+            name="shoe_rate_at_the_top",
+            title="Click rate of shoes at the top",
+            kind="proportion",
+            event_kinds=("click",),
+            categories=("shoes",),
+            positions=(1, 2),
+        ),
+        Metric(
             name="capped_value_at_the_top",
             title="What was clicked and bought at the top is worth",
             kind="mean",
@@ -155,6 +170,7 @@ def random_events(experiment_id, mode, rng):
                     rng.integers(4)
                 ],
                 occurred_at=START + timedelta(hours=hour),
+                category=(None, "shoes", "hats", "coats")[rng.integers(4)],
             )
         )
 
@@ -176,7 +192,12 @@ def random_events(experiment_id, mode, rng):
 def value_by_hand(metric, events, limit):
     """What a unit's events are worth for a metric; `limit` ends the first window."""
     low, high = metric.positions or (-1, 99)
-    counted = [event for event in events if low <= (event.position or 0) <= high]
+    counted = [
+        event
+        for event in events
+        if low <= (event.position or 0) <= high
+        and (metric.categories is None or event.category in metric.categories)
+    ]
     if metric.kind == "proportion":
         return float(any(event.occurred_at <= limit for event in counted))
     if metric.of == "value":

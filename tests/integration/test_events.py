@@ -137,7 +137,7 @@ def store(engine, *events):
 TABLES = {
     "unit_exposure": "experiment_id, unit_id, epoch, variant",
     "attribution": "interaction_id, experiment_id, phase",
-    "unit_outcome": "experiment_id, unit_id, phase, kind, position",
+    "unit_outcome": "experiment_id, unit_id, phase, kind, position, category",
     "unit_history": "unit_id, day, kind",
     "unit_of_analysis": "experiment_id, unit_id, phase",
 }
@@ -340,6 +340,7 @@ def test_every_column_is_stored(engine, ab, make):
         unit_id="ünit\\",
         kind="purchase",
         item_id="\\N",
+        category="käse \\",
         position=2,
         value=Decimal("12.50"),
         at=START + 3 * MICROSECOND,
