@@ -12,7 +12,7 @@ INSTALLED := .venv/.installed
 export UV_PYTHON_DOWNLOADS := never
 
 .PHONY: help demo test check test-slow bench serve worker dashboard migrate \
-        format lint types imports lock setup browser postgres clean
+        format lint types imports lock setup browser postgres openfeature promtool clean
 
 help: ## show this text
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-11s %s\n", $$1, $$2}' \
@@ -37,7 +37,7 @@ demo: $(INSTALLED) ## run everything on real retail data, with shoppers; Ctrl-C 
 PROCESSES := tests/integration/serving tests/acceptance
 ALONE := $(addprefix --ignore=,$(PROCESSES))
 
-test: $(INSTALLED) browser postgres ## run all tests but the slow ones, on two PostgreSQL servers
+test: $(INSTALLED) browser postgres openfeature promtool ## run all tests but the slow ones, on two PostgreSQL servers
 	$(BIN)/python -m pytest -n auto $(ALONE)
 	$(BIN)/python -m pytest $(PROCESSES)
 	$(BIN)/python -m pytest -n auto $(ALONE) tests/integration --server debian
@@ -93,6 +93,19 @@ browser:
 
 postgres:
 	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || bash tests/apt-install postgresql
+
+# Checks metrics and alert rules; the other checks systemd's units.
+promtool:
+	@command -v promtool >/dev/null || bash tests/apt-install prometheus
+	@command -v systemd-analyze >/dev/null || bash tests/apt-install systemd
+
+# The official clients of OpenFeature in JavaScript; versions are in the lock file there.
+openfeature: tests/openfeature/node_modules/.package-lock.json
+
+tests/openfeature/node_modules/.package-lock.json: tests/openfeature/package-lock.json
+	@command -v npm >/dev/null || bash tests/apt-install nodejs npm
+	npm ci --prefix tests/openfeature --no-audit --no-fund --silent
+	@touch $@
 
 clean: ## remove the environment and the demo's data
 	rm -rf .venv .tools .experiment-service

@@ -46,6 +46,10 @@ class Settings:
     oidc_allowed : str or None
         Addresses (ana@shop.example) and domains (@shop.example) that may enter, with
         commas between; * for all that the provider knows.
+    ofrep_exposures : str
+        ``single``: evaluating one flag over OFREP records an exposure; or ``never``.
+    log_format : str
+        ``text`` or ``json``.
     """
 
     database_url: str | None = field(default=None, repr=False)
@@ -63,6 +67,8 @@ class Settings:
     oidc_client_secret: str | None = field(default=None, repr=False)
     oidc_redirect_url: str | None = None
     oidc_allowed: str | None = None
+    ofrep_exposures: str = "never"
+    log_format: str = "text"
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] | None = None) -> "Settings":
@@ -211,6 +217,15 @@ def _long_secret(raw: str) -> str:
     return raw
 
 
+def _one_of(*choices: str) -> Callable[[str], str]:
+    def read(raw: str) -> str:
+        if raw not in choices:
+            raise ValueError(f"it must be one of {', '.join(choices)}")
+        return raw
+
+    return read
+
+
 _READERS: Mapping[str, Callable[[str], Any]] = {
     "unit_key": _long_secret,
     "data_dir": Path,
@@ -221,4 +236,6 @@ _READERS: Mapping[str, Callable[[str], Any]] = {
     "dashboard_password_hash": check_hash,
     "oidc_metadata_url": _metadata_url,
     "oidc_redirect_url": _redirect_url,
+    "ofrep_exposures": _one_of("never", "single"),
+    "log_format": _one_of("text", "json"),
 }

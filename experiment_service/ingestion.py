@@ -11,7 +11,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
@@ -20,6 +20,7 @@ from uuid import UUID
 from pydantic_core import to_json
 from sqlalchemy import Engine
 
+from experiment_service.counting import BATCH_BOUNDS, Histogram
 from experiment_service.domain.event import (
     MAX_VALUE,
     Exposure,
@@ -300,6 +301,10 @@ class WriterStatus:
         How long the oldest of them has waited.
     set_aside : int
         Events that the database refused for good.
+    stored : int
+        Events stored since it started.
+    batch_counts : list of int
+        Transactions that stored them, by `BATCH_BOUNDS` of their events.
     """
 
     last_success_at: datetime | None
@@ -307,6 +312,10 @@ class WriterStatus:
     depth: int
     oldest_age_seconds: float | None
     set_aside: int
+    stored: int = 0
+    batch_counts: list[int] = field(
+        default_factory=lambda: [0] * (len(BATCH_BOUNDS) + 1)
+    )
 
 
 class Writer:
@@ -325,6 +334,11 @@ class Writer:
         Move events out of the journals of living processes too.
     clock : callable
         Seconds since 1970.
+
+    Attributes
+    ----------
+    batches : Histogram
+        Events per transaction that stored them.
     """
 
     def __init__(
@@ -339,6 +353,7 @@ class Writer:
         self._engine = engine
         self._follow = follow
         self._clock = clock
+        self.batches = Histogram(BATCH_BOUNDS)
         self._adopted: list[Journal] = []
         self._adopt_at = 0.0
         self._last_success_at: datetime | None = None
@@ -380,6 +395,8 @@ class Writer:
                 (age for age in ages if age is not None), default=None
             ),
             set_aside=sum(each.set_aside_count for each in journals),
+            stored=int(self.batches.total),
+            batch_counts=list(self.batches.counts),
         )
 
     def _run(self) -> None:
@@ -485,6 +502,7 @@ class Writer:
             self._store(journal, entries[middle:])
             return
         self._last_success_at = datetime.fromtimestamp(self._clock(), UTC)
+        self.batches.add(len(entries))
         journal.delete([sequence for sequence, _ in entries])
 
     def _set_aside(

@@ -214,6 +214,11 @@ class Journal:
             return True
 
     @property
+    def path(self) -> Path:
+        """The file; no other living process has the same."""
+        return self._path
+
+    @property
     def depth(self) -> int:
         """Number of events that wait."""
         self._catch_up()

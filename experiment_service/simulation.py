@@ -5,17 +5,15 @@ in the weeks after the training cut. The module knows the API by its address onl
 """
 
 import asyncio
-import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import httpx
 import numpy as np
 import pandas as pd
 
-log = logging.getLogger(__name__)
+from experiment_service.client import AsyncExperimentClient, Options
 
 #: Chance to examine position j (from 1) is EXAMINATION ** (j - 1): the exponential
 #: examination of a cascade reader.
@@ -31,6 +29,9 @@ _CART_AFTER_CLICK = 0.35
 _PURCHASE_AFTER_CART = 0.5
 _LIST_LENGTH = 10
 _MAX_WAITING = 64
+_TIMEOUT_SECONDS = 10.0
+# Short, so that the demo's dashboard moves at once.
+_FLUSH_SECONDS = 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,7 +180,7 @@ class Shoppers:
         key: str | None = None,
     ) -> None:
         self._address = address
-        self._headers = {} if key is None else {"x-api-key": key}
+        self._key = key
         self._placements = placements
         self._households = households
         self._types = types
@@ -191,8 +192,9 @@ class Shoppers:
         """Visit until `stopping` is set, then finish the visits under way."""
         gate = asyncio.Semaphore(_MAX_WAITING)
         under_way: set[asyncio.Task[None]] = set()
-        async with httpx.AsyncClient(
-            base_url=self._address, headers=self._headers, timeout=10
+        options = Options(timeout=_TIMEOUT_SECONDS, flush_seconds=_FLUSH_SECONDS)
+        async with AsyncExperimentClient(
+            self._address, api_key=self._key, options=options
         ) as client:
             while not stopping.is_set():
                 household = self._households[
@@ -206,43 +208,22 @@ class Shoppers:
                 await asyncio.sleep(self._rng.exponential(1 / self._rate))
             await asyncio.gather(*under_way)
 
-    async def _visit(self, client: httpx.AsyncClient, household: Household) -> None:
-        try:
-            for placement in self._placements:
-                await self._browse_placement(client, household, placement)
-            self.tally.visits += 1
-        except httpx.HTTPError as error:
-            # A shop goes on when a carousel fails; the demo counts and shows it.
-            self.tally.failures += 1
-            log.debug("visit failed error=%r", error)
-
-    async def _browse_placement(
-        self, client: httpx.AsyncClient, household: Household, placement: str
-    ) -> None:
-        started = time.perf_counter()
-        answer = await client.post(
-            "/v1/recommendations",
-            json={
-                "unit_id": household.unit_id,
-                "placement": placement,
-                "k": _LIST_LENGTH,
-            },
-        )
-        answer.raise_for_status()
-        self.tally.milliseconds.append(1000 * (time.perf_counter() - started))
-        del self.tally.milliseconds[:-1000]
-        document = answer.json()
-        if document["exposure_id"] is None:
-            return
-        items = [item["item_id"] for item in document["items"]]
-        clicks = browse(household, items, self._types, self._rng)
-        self.tally.clicks += len(clicks)
-        sent = await client.post(
-            "/v1/interactions",
-            json={
-                "interactions": interaction_documents(
-                    document["exposure_id"], household.unit_id, clicks
-                )
-            },
-        )
-        sent.raise_for_status()
+    async def _visit(self, client: AsyncExperimentClient, household: Household) -> None:
+        for placement in self._placements:
+            started = time.perf_counter()
+            shown = await client.recommend(household.unit_id, placement, k=_LIST_LENGTH)
+            if not shown.served:
+                # A shop goes on when a carousel fails; the demo counts and shows it.
+                self.tally.failures += 1
+                return
+            self.tally.milliseconds.append(1000 * (time.perf_counter() - started))
+            del self.tally.milliseconds[:-1000]
+            if shown.exposure_id is None:
+                continue
+            clicks = browse(household, shown.item_ids, self._types, self._rng)
+            self.tally.clicks += len(clicks)
+            for document in interaction_documents(
+                shown.exposure_id, household.unit_id, clicks
+            ):
+                client.track(**document)
+        self.tally.visits += 1

@@ -28,7 +28,7 @@ from starlette.responses import Response
 from starlette.routing import Match, Route
 from starlette.types import Message, Receive, Scope, Send
 
-from experiment_service.api import management, routes
+from experiment_service.api import browser, management, monitoring, ofrep, routes
 from experiment_service.api.access import (
     Access,
     Caller,
@@ -39,10 +39,12 @@ from experiment_service.api.access import (
 from experiment_service.api.desk import Desk
 from experiment_service.api.failures import Failure, describe
 from experiment_service.api.latency import LatencyHistogram
+from experiment_service.api.monitoring import Monitor
 from experiment_service.api.openapi import declare_access
 from experiment_service.api.processes import run_processes
 from experiment_service.api.protocol import BoundedHttp
-from experiment_service.api.services import JOURNALS, Services, open_services
+from experiment_service.api.requests import Exchange
+from experiment_service.api.services import JOURNALS, Services, clock, open_services
 from experiment_service.api.wire import (
     ClientGone,
     HotRoute,
@@ -89,6 +91,9 @@ _SWITCH_SECONDS = 0.0002
 # and by Python's default those under way would be looked at again and again.
 _COLLECTED = 20_000
 
+# Requests with these methods change nothing and leave no log line.
+_QUIET = frozenset({"GET", "HEAD", "OPTIONS"})
+
 # How often the days on which keys were used are stored.
 _USE_SECONDS = 30.0
 
@@ -100,6 +105,9 @@ _ROUTERS = (
     routes.change_router,
     management.router,
     routes.health_router,
+    monitoring.router,
+    browser.router,
+    ofrep.router,
 )
 
 
@@ -108,10 +116,12 @@ class ExperimentApi(FastAPI):
 
     Attributes
     ----------
-    services, desk, access
+    services, desk, access, monitor
         Set while it runs.
     latency : dict of str to LatencyHistogram
         By method and route, such as ``POST /v1/recommendations``.
+    logs_flag_exposures : bool
+        Whether evaluating a single flag over OFREP records an exposure.
     failure : ExperimentServiceError or None
         Why the start failed.
     """
@@ -119,6 +129,7 @@ class ExperimentApi(FastAPI):
     services: Services
     desk: Desk
     access: Access
+    monitor: Monitor
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(
@@ -130,6 +141,7 @@ class ExperimentApi(FastAPI):
             redoc_url=None,
         )
         self._settings = settings
+        self.logs_flag_exposures = settings.ofrep_exposures == "single"
         self.failure: ExperimentServiceError | None = None
         self.latency: dict[str, LatencyHistogram] = {}
         for router in _ROUTERS:
@@ -167,7 +179,8 @@ class ExperimentApi(FastAPI):
             storing = loop.create_task(self._store_use_for_ever())
             log.info("serving data_dir=%s", self._settings.data_dir)
             try:
-                yield
+                with self.monitor.running():
+                    yield
             finally:
                 storing.cancel()
                 await loop.run_in_executor(None, self._store_use)
@@ -186,6 +199,13 @@ class ExperimentApi(FastAPI):
             )
             raise self.failure
         self.desk = Desk(self.services, loop)
+        self.monitor = Monitor(
+            self.services,
+            self.desk.tally,
+            self.latency,
+            directory=self._settings.data_dir / "metrics",
+            clock=clock,
+        )
 
     async def _store_use_for_ever(self) -> None:
         loop = asyncio.get_running_loop()
@@ -221,21 +241,36 @@ class ExperimentApi(FastAPI):
         scope["caller"] = entry
         started = perf_counter()
         route = self._hot.get(scope["path"]) if scope["method"] == "POST" else None
+        exchange = Exchange(scope, send, make=route is None)
+        status = HTTPStatus.OK
         try:
             if route is not None:
                 scope["app"] = self
-                await route.handle(scope, receive, send)
+                await route.handle(scope, receive, exchange.send)
             else:
-                await self._answer(scope, receive, send)
+                await self._answer(scope, receive, exchange.send)
         except ClientGone:
             return
         except Exception as error:  # an answer comes, whatever it is
-            await send_failure(send, describe(error))
+            failure = describe(error)
+            status = failure.status
+            await send_failure(exchange.send, failure)
         if route is not None:
             name = route.path
         else:
             name = getattr(scope.get("route"), "path", "other")
-        self._count(f"{scope['method']} {name}", perf_counter() - started)
+        seconds = perf_counter() - started
+        self._count(
+            f"{scope['method']} {name}", exchange.status or int(status), seconds
+        )
+        if scope["method"] not in _QUIET and name.startswith("/v1") and route is None:
+            log.info(
+                "answered method=%s route=%s status=%d milliseconds=%.1f",
+                scope["method"],
+                name,
+                exchange.status,
+                1000 * seconds,
+            )
 
     def _enter(self, scope: Scope) -> Caller | Failure | Mapping[str, str]:
         """Decide who asks and whether they may; headers are the answer to a preflight."""
@@ -260,7 +295,8 @@ class ExperimentApi(FastAPI):
         with contextlib.suppress(Exception):
             await super().__call__(scope, receive, send)
 
-    def _count(self, name: str, seconds: float) -> None:
+    def _count(self, name: str, status: int, seconds: float) -> None:
+        self.desk.tally.responses[name, status] += 1
         histogram = self.latency.get(name)
         if histogram is None:
             histogram = self.latency[name] = LatencyHistogram()

@@ -18,6 +18,7 @@ from experiment_service.api.schemas import (
     RecommendationRequest,
 )
 from experiment_service.api.services import Services, clock
+from experiment_service.api.tally import EventName, Tally
 from experiment_service.domain.assignment import Step
 from experiment_service.domain.event import Exposure
 from experiment_service.errors import ExperimentServiceError, InvalidRequest
@@ -117,9 +118,15 @@ class Desk:
     """Answers requests; an answer goes out once its events are safe on disk.
 
     All methods run in the event loop and wait for the journal only.
+
+    Attributes
+    ----------
+    tally : Tally
+        What it has answered.
     """
 
     def __init__(self, services: Services, loop: asyncio.AbstractEventLoop) -> None:
+        self.tally = Tally()
         self._keeper = services.keeper
         self._sticky = services.sticky
         self._unit = services.pseudonyms.of
@@ -168,7 +175,7 @@ class Desk:
         if exposure is not None and request.log_exposure:
             self._remember(decision, exposure)
             await self._outbox.put((encode(exposure),))
-        return {
+        answer = {
             "unit_id": request.unit_id,
             "placement": request.placement,
             **_assignment(decision),
@@ -180,6 +187,8 @@ class Desk:
                 decision, exposure, request.unit_id, logged=request.log_exposure
             ),
         }
+        self._count(answer, logged=exposure is not None and request.log_exposure)
+        return answer
 
     async def assign(self, body: AssignmentRequest | AssignmentBatch) -> Document:
         """Return the variant of one unit or of many, and record it likewise.
@@ -194,8 +203,11 @@ class Desk:
             answer, payload = self._assign(snapshot, body, now)
             if payload is not None:
                 await self._outbox.put((payload,))
+            self._count(answer, logged=payload is not None)
             return answer
-        answers, payloads = [], []
+        answers: list[Document] = []
+        payloads: list[bytes] = []
+        logged: list[bool] = []
         for index, request in enumerate(body.requests):
             try:
                 answer, payload = self._assign(snapshot, request, now)
@@ -203,10 +215,13 @@ class Desk:
                 error.field = f"requests.{index}.{error.field}"
                 raise
             answers.append(answer)
+            logged.append(payload is not None)
             if payload is not None:
                 payloads.append(payload)
         if payloads:
             await self._outbox.put(payloads)
+        for answer, with_exposure in zip(answers, logged, strict=True):
+            self._count(answer, logged=with_exposure)
         return {"assignments": answers}
 
     def _assign(
@@ -259,6 +274,7 @@ class Desk:
         now, snapshot = clock(), self._keeper.snapshot
         if isinstance(body, PostedExposure):
             await self._outbox.put((self._verify(snapshot, body, now),))
+            self.tally.received("exposure", ["exposure"], [])
             return {"accepted": 1, "refused": []}
         payloads: list[bytes] = []
         refused: list[Document] = []
@@ -274,7 +290,8 @@ class Desk:
                         "reason": error.message,
                     }
                 )
-        return await self._store(payloads, refused)
+        kinds = ["exposure"] * len(payloads)
+        return await self._store("exposure", kinds, payloads, refused)
 
     def _verify(
         self, snapshot: Snapshot, posted: PostedExposure, now: datetime
@@ -319,13 +336,21 @@ class Desk:
             }
             for refusal in refusals
         ]
-        return await self._store([encode(each) for each in interactions], refused)
+        kinds = [each.kind for each in interactions]
+        payloads = [encode(each) for each in interactions]
+        return await self._store("interaction", kinds, payloads, refused)
 
     async def _store(
-        self, payloads: Sequence[bytes], refused: Sequence[Document]
+        self,
+        event: EventName,
+        kinds: Sequence[str],
+        payloads: Sequence[bytes],
+        refused: Sequence[Document],
     ) -> Document:
         receipt = {"accepted": len(payloads), "refused": refused}
+        fields = [each["field"] for each in refused]
         if not payloads:
+            self.tally.received(event, kinds, fields)
             raise Refused(
                 Failure(
                     status=HTTPStatus.UNPROCESSABLE_ENTITY,
@@ -336,7 +361,12 @@ class Desk:
                 )
             )
         await self._outbox.put(payloads)
+        self.tally.received(event, kinds, fields)
         return receipt
+
+    def _count(self, answer: Document, *, logged: bool) -> None:
+        if answer["variant"] is not None:
+            self.tally.assigned(answer["experiment"], answer["variant"], logged=logged)
 
     def _remember(self, decision: Decision, exposure: Exposure) -> None:
         if (

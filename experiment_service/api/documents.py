@@ -344,6 +344,8 @@ class WriterDocument(Answer):
     depth: int
     oldest_age_seconds: float | None
     set_aside: int = Field(description="Events that the database refused for good.")
+    stored: int = Field(description="Events stored since the writer started.")
+    batch_counts: list[int] = Field(description="Transactions by number of events.")
 
 
 class StatusDocument(Answer):

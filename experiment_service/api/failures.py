@@ -24,6 +24,7 @@ from experiment_service.errors import (
     NotFound,
     Unavailable,
 )
+from experiment_service.logs import REQUEST_ID
 
 log = logging.getLogger(__name__)
 
@@ -130,7 +131,7 @@ def _describe_ours(error: ExperimentServiceError) -> Failure:
 
 
 def _describe_unexpected(error: Exception) -> Failure:
-    request_id = uuid4().hex
+    request_id = REQUEST_ID.get() or uuid4().hex
     log.error("request failed request_id=%s", request_id, exc_info=error)
     return Failure(
         status=HTTPStatus.INTERNAL_SERVER_ERROR,

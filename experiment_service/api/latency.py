@@ -21,6 +21,16 @@ class LatencyHistogram:
         self._counts[bisect_left(BUCKETS_MS, milliseconds)] += 1
         self._sum_ms += milliseconds
 
+    @property
+    def counts(self) -> list[int]:
+        """Answers by bucket, not cumulated; the last bucket is open."""
+        return list(self._counts)
+
+    @property
+    def total_ms(self) -> float:
+        """Milliseconds of all answers together."""
+        return self._sum_ms
+
     def quantile(self, share: float) -> float | None:
         """Estimate the milliseconds within which a share of the answers came.
 

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -23,6 +24,7 @@ from uuid import uuid4
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_json
 
+from experiment_service import logs
 from experiment_service.ingestion import Writer, WriterStatus
 from experiment_service.journal import Journal
 from experiment_service.storage.database import create_engine
@@ -71,6 +73,7 @@ class _Keeper:
             "url": url,
             "directory": str(directory),
             "level": logging.getLogger().getEffectiveLevel(),
+            "log_format": logs.present_format(),
         }
         self._task = json.dumps(task).encode() + b"\n"
         self._changing = threading.Lock()
@@ -144,12 +147,9 @@ class WriterReport:
         silent = time.time() - max(written_at, self._opened_at)
         if silent < _SILENCE_SECONDS:
             return status
-        return WriterStatus(
-            last_success_at=status.last_success_at,
+        return replace(
+            status,
             last_error=f"the writer's process has said nothing for {silent:.0f} s",
-            depth=status.depth,
-            oldest_age_seconds=status.oldest_age_seconds,
-            set_aside=status.set_aside,
         )
 
 
@@ -196,9 +196,7 @@ def main() -> None:
     if not line:
         return
     task = json.loads(line)
-    logging.basicConfig(
-        level=task["level"], format="%(asctime)s %(levelname)s %(name)s %(message)s"
-    )
+    logs.configure(task["level"], task["log_format"])
     os.nice(_NICENESS)
     run_writer(task)
 

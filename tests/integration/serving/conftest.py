@@ -26,10 +26,12 @@ UNITS = [f"unit-{number}" for number in range(200)]
 DEPTH = 20
 
 SERVE = (
-    "import logging; logging.basicConfig(level=logging.INFO);"
+    "from experiment_service import logs;"
     "from experiment_service.api.app import serve;"
     "from experiment_service.config import Settings;"
-    "serve(Settings.from_environment(), workers={workers})"
+    "settings = Settings.from_environment();"
+    "logs.configure(20, settings.log_format);"
+    "serve(settings, workers={workers})"
 )
 
 
@@ -110,24 +112,52 @@ def run_experiment(engine, document):
         return experimentation.start(connection, parsed.key, actor="test", now=now())
 
 
-@pytest.fixture(scope="module")
-def running_shop(server_url, template_database, tmp_path_factory):
-    """One API process over a database of the module's own, with a shop in it."""
+@contextmanager
+def own_shop(server_url, template, directory, **more):
+    """Run an API process over a database of its own, with a shop in it."""
     name = f"test_{uuid.uuid4().hex[:12]}"
-    directory = tmp_path_factory.mktemp("shop")
     data_dir = directory / "data"
     with admin(server_url) as connection:
-        connection.execute(text(f"CREATE DATABASE {name} TEMPLATE {template_database}"))
+        connection.execute(text(f"CREATE DATABASE {name} TEMPLATE {template}"))
     url = make_url(server_url).set(database=name).render_as_string(hide_password=False)
     engine = database.create_engine(url, name="test")
     open_shop(engine, data_dir)
-    server = launch(directory, data_dir, url)
+    server = launch(directory, data_dir, url, **more)
     server.engine = engine
     yield server
     server.stop()
     engine.dispose()
     with admin(server_url) as connection:
         connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
+
+
+@pytest.fixture(scope="module")
+def running_shop(server_url, template_database, tmp_path_factory):
+    """One API process over a database of the module's own, with a shop in it."""
+    directory = tmp_path_factory.mktemp("shop")
+    with own_shop(server_url, template_database, directory) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def common_shop(server_url, template_database, tmp_path_factory):
+    """The same for tests that only send traffic; an A/B test runs on "offers"."""
+    directory = tmp_path_factory.mktemp("common")
+    json_logs = {"EXPERIMENT_SERVICE_LOG_FORMAT": "json"}
+    with own_shop(server_url, template_database, directory, **json_logs) as server:
+        with database.transaction(server.engine) as connection:
+            experimentation.set_placement(
+                connection, "offers", recommender="als", settings={}, actor="test"
+            )
+        run_experiment(
+            server.engine,
+            declaration("offers-test", placement="offers", layer="offers"),
+        )
+        request = {"unit_id": "first", "placement": "offers", "log_exposure": False}
+        server.wait_for(
+            lambda: server.post("/v1/recommendations", request).json().get("experiment")
+        )
+        yield server
 
 
 @pytest.fixture

@@ -35,6 +35,9 @@ ROUTES = {
     "/v1/audit": {"get"},
     "/v1/erasures": {"post"},
     "/v1/status": {"get"},
+    "/ofrep/v1/evaluate/flags": {"post"},
+    "/ofrep/v1/evaluate/flags/{key}": {"post"},
+    "/metrics": {"get"},
     "/health/live": {"get"},
     "/health/ready": {"get"},
 }
@@ -64,8 +67,11 @@ def test_every_operation_says_what_it_does_answers_and_refuses(document):
             good = operation["responses"][
                 "201" if "201" in operation["responses"] else "200"
             ]
-            assert good["content"]["application/json"]["schema"], path
-            if not path.startswith("/health") and path != "/v1/status":
+            kind = "text/plain" if path == "/metrics" else "application/json"
+            assert good["content"][kind]["schema"], path
+            if path not in ("/v1/status", "/metrics") and not path.startswith(
+                ("/health", "/ofrep")
+            ):
                 error = operation["responses"]["422"]["content"]["application/json"]
                 assert error["schema"]["$ref"].endswith("/ErrorAnswer"), path
             if method in ("post", "put") and not path.endswith("/start"):

@@ -1,0 +1,242 @@
+"""The client for asyncio; a task of its own sends the events."""
+
+import asyncio
+import contextlib
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+from experiment_service.client import common, messages
+from experiment_service.client.common import Options
+from experiment_service.client.outbox import Outbox
+from experiment_service.client.values import (
+    Assignment,
+    AttributeValue,
+    Recommendation,
+)
+
+
+class AsyncExperimentClient:
+    """As `ExperimentClient`, for one event loop; use it as ``async with``.
+
+    Parameters
+    ----------
+    address, api_key, fallback, options
+        See `ExperimentClient`.
+    transport : httpx.AsyncBaseTransport, optional
+        How requests travel; one try to connect again by default.
+
+    Attributes
+    ----------
+    outbox : Outbox
+        Events on their way.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        api_key: str | None = None,
+        fallback: Sequence[str] = (),
+        options: Options | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self._options = options or Options()
+        self._fallback = fallback
+        self._http = httpx.AsyncClient(
+            base_url=address,
+            headers=common.headers(api_key),
+            timeout=self._options.timeout,
+            transport=transport or httpx.AsyncHTTPTransport(retries=1),
+        )
+        self.outbox = Outbox(
+            batch_size=self._options.batch_size, limit=self._options.limit
+        )
+        self._wake = asyncio.Event()
+        self._sending = asyncio.Lock()
+        self._task: asyncio.Task[None] | None = None
+        self._closed = False
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.create_task(self._send_for_ever())
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def recommend(
+        self,
+        unit_id: str,
+        placement: str,
+        *,
+        k: int = 10,
+        item_id: str | None = None,
+        exclude: Sequence[str] = (),
+        attributes: Mapping[str, AttributeValue] | None = None,
+        log_exposure: bool = True,
+        fallback: Sequence[str] | None = None,
+    ) -> Recommendation:
+        """Return a carousel; the fallback when the service does not answer in time.
+
+        It is asked once: a second try would record a second exposure.
+
+        Raises
+        ------
+        RequestRefused
+            When the request is wrong, such as an unknown placement.
+        """
+        document = await self._ask(
+            messages.RECOMMENDATIONS,
+            messages.recommendation_request(
+                unit_id,
+                placement,
+                k=k,
+                item_id=item_id,
+                exclude=exclude,
+                attributes=attributes,
+                log_exposure=log_exposure,
+            ),
+        )
+        if document is None:
+            items = self._fallback if fallback is None else fallback
+            return messages.fallback_recommendation(unit_id, placement, items, k)
+        return messages.read_recommendation(document)
+
+    async def assign(
+        self,
+        unit_id: str,
+        *,
+        experiment: str | None = None,
+        placement: str | None = None,
+        attributes: Mapping[str, AttributeValue] | None = None,
+        log_exposure: bool = True,
+    ) -> Assignment:
+        """Return a unit's variant in an experiment or on a placement; give one of both.
+
+        Raises
+        ------
+        RequestRefused
+            When the request is wrong.
+        """
+        document = await self._ask(
+            messages.ASSIGNMENTS,
+            messages.assignment_request(
+                unit_id,
+                experiment=experiment,
+                placement=placement,
+                attributes=attributes,
+                log_exposure=log_exposure,
+            ),
+        )
+        if document is None:
+            return Assignment(served=False, unit_id=unit_id)
+        return messages.read_assignment(document)
+
+    async def _ask(
+        self, path: str, request: Mapping[str, Any]
+    ) -> dict[str, Any] | None:
+        try:
+            response = await self._http.post(path, json=request)
+        except httpx.TransportError:
+            return None
+        return messages.answer_of(response)
+
+    def expose(self, shown: Recommendation | Assignment) -> None:
+        """Record that something asked for without an exposure is shown now."""
+        document = common.exposure(shown)
+        if document is not None:
+            self._put("exposure", document)
+
+    def track(
+        self,
+        kind: str,
+        *,
+        id: str | None = None,  # noqa: A002 - what the service calls it
+        exposure_id: str | None = None,
+        unit_id: str | None = None,
+        item_id: str | None = None,
+        position: int | None = None,
+        value: float | None = None,
+        occurred_at: datetime | None = None,
+    ) -> None:
+        """Tell what a unit did; never waits. Name the exposure, the unit, or both."""
+        document = common.interaction(
+            kind,
+            event_id=id,
+            exposure_id=exposure_id,
+            unit_id=unit_id,
+            item_id=item_id,
+            position=position,
+            value=value,
+            occurred_at=occurred_at,
+        )
+        self._put("interaction", document)
+
+    def _put(self, sort: str, document: dict[str, Any]) -> None:
+        self.outbox.put(sort, document)
+        if self.outbox.full:
+            self._wake.set()
+
+    async def _send_for_ever(self) -> None:
+        while True:
+            pause = self.outbox.pause
+            if pause:
+                await asyncio.sleep(pause)
+            else:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._options.flush_seconds):
+                        await self._wake.wait()
+            self._wake.clear()
+            await self._send_all()
+
+    async def _send_all(self) -> None:
+        async with self._sending:
+            while batch := self.outbox.next_batch():
+                response = await self._post(batch.path, batch.document)
+                if not self.outbox.settle(batch, response):
+                    return
+
+    async def _post(
+        self, path: str, document: Mapping[str, Any]
+    ) -> httpx.Response | None:
+        try:
+            # Events may take their time; nobody waits for them.
+            return await self._http.post(path, json=document, timeout=10.0)
+        except httpx.TransportError:
+            return None
+
+    async def flush(self, timeout: float = 5.0) -> int:
+        """Send what waits, again and again; return how many events still do.
+
+        Parameters
+        ----------
+        timeout : float
+            Seconds after which it gives up for now.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                while self.outbox:
+                    await self._send_all()
+                    await asyncio.sleep(self.outbox.pause)
+        return len(self.outbox)
+
+    async def close(self, timeout: float = 5.0) -> int:
+        """Flush and end; return how many events were lost."""
+        if self._closed:
+            return len(self.outbox)
+        left = await self.flush(timeout)
+        self._closed = True
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+        await self._http.aclose()
+        return left
