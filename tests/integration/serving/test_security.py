@@ -441,7 +441,9 @@ def test_nothing_secret_and_nothing_forged_is_in_the_log(guarded):
     for written in [*guarded.written, UNIT_KEY]:
         assert written.split("_", 2)[-1] not in log
     assert not [line for line in log.splitlines() if line.startswith(INJECTED)]
-    assert all(re.match(r"(INFO|WARNING|ERROR):", line) for line in log.splitlines())
+    assert all(
+        re.match(r"\S+ \S+ (INFO|WARNING|ERROR) ", line) for line in log.splitlines()
+    )
     used = guarded.scalar(
         "SELECT count(*) FROM api_key WHERE used_on = (now() AT TIME ZONE 'UTC')::date"
     )
