@@ -7,9 +7,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from recommenders.registry import RECOMMENDERS, build_recommender
+    from recommenders.registry import RECOMMENDERS, build_recommender, describe
 
-__all__ = ["RECOMMENDERS", "build_recommender"]
+__all__ = ["RECOMMENDERS", "build_recommender", "describe"]
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - a name of the registry

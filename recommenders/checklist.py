@@ -145,7 +145,7 @@ def _personal_checks(
     distinct = Check(
         name="distinct items in all lists", value=int(shown.sum()), threshold=depth
     )
-    if trained.cold_units:
+    if trained.capabilities.cold_units:
         return [distinct]
     others = math.ceil(MIN_OTHER_ITEMS * (shown.size - depth))
     return [

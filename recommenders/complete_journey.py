@@ -82,8 +82,9 @@ def load_catalogue() -> pd.DataFrame:
     -------
     DataFrame
         Columns ``item_id``, ``name``, ``category``, ``type``, ``brand``,
-        ``department``, as of `tables.read_catalogue`. Products have no name in this
-        data, so it is their type and size. A few products bought are not listed.
+        ``department``, ``price`` (median paid for one; missing where none was sold), as
+        of `tables.read_catalogue`. Products have no name in this data, so it is their
+        type and size. A few products bought are not listed.
 
     Raises
     ------
@@ -101,8 +102,20 @@ def load_catalogue() -> pd.DataFrame:
             "type": products["type"],
             "brand": products["brand"],
             "department": products["department"],
+            "price": products["item_id"].map(_prices()),
         }
     )
+
+
+def _prices() -> pd.Series:
+    lines = _read(
+        "transactions",
+        {"product_id": "item_id", "quantity": "quantity", "sales_value": "paid"},
+    )
+    lines = lines[lines["quantity"].gt(0) & lines["paid"].gt(0)]
+    each = lines["paid"] / lines["quantity"]
+    prices: pd.Series = each.groupby(lines["item_id"]).median()
+    return prices
 
 
 _PRODUCT_COLUMNS = {

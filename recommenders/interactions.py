@@ -1,4 +1,4 @@
-"""Who interacted with what: the map between ids and rows, and the matrix of weights.
+"""Who interacted with what, and when: maps of ids to rows, weights, and the events.
 
 Knows neither files nor recommenders. Ids are text outside and rows inside: everything
 that computes sees rows only.
@@ -9,8 +9,11 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from scipy.sparse import coo_matrix, csr_matrix
+
+from recommenders.catalogue import Catalogue
 
 #: The limit of the service for `unit_id` and `item_id`, in characters.
 MAX_ID_LENGTH = 128
@@ -84,6 +87,30 @@ class IdMap:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Events:
+    """Each interaction by itself, in order of time; equal times by unit and item.
+
+    Attributes
+    ----------
+    units, items : int32 arrays, shape (events,)
+        Rows.
+    times : int64 array, shape (events,)
+        Microseconds since 1970 in UTC.
+    weights : float32 array, shape (events,)
+        Greater than 0.
+    """
+
+    units: IntArray
+    items: IntArray
+    times: NDArray[np.int64]
+    weights: FloatArray
+
+    def by_unit(self) -> NDArray[np.intp]:
+        """Return the order by unit, and by time within one, shape (events,)."""
+        return np.argsort(self.units, kind="stable")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Interactions:
     """How much each unit had to do with each item.
 
@@ -94,17 +121,24 @@ class Interactions:
     matrix : csr_matrix of float32, shape (units, items)
         Sum of weights of each pair, such as a number of baskets: finite and > 0 where
         stored, at least one stored. Sorted and without duplicates. Its arrays are made
-        read-only, as trained models share them.
+        read-only, as trained models share them. An item of the catalogue that nobody
+        had is an empty column.
+    events : Events, optional
+        What the matrix sums up, where it is known when it happened.
+    catalogue : Catalogue, optional
+        What is known of the items, in the order of `items`.
 
     Raises
     ------
     ValueError
-        When the matrix breaks these rules.
+        When the matrix breaks these rules, or the catalogue is of other items.
     """
 
     units: IdMap
     items: IdMap
     matrix: csr_matrix
+    events: Events | None = None
+    catalogue: Catalogue | None = None
 
     def __post_init__(self) -> None:
         matrix = self.matrix
@@ -126,6 +160,11 @@ class Interactions:
                 "and without duplicates"
             )
         _check_weights("interactions", matrix.data)
+        if self.catalogue and len(self.catalogue.names) != len(self.items):
+            raise ValueError(
+                f"catalogue has {len(self.catalogue.names)} items and interactions "
+                f"{len(self.items)}; it must be in the order of these"
+            )
         for array in (matrix.data, matrix.indices, matrix.indptr):
             array.flags.writeable = False
 
@@ -135,6 +174,10 @@ class Interactions:
         unit_ids: Sequence[str],
         item_ids: Sequence[str],
         weights: Sequence[float] | NDArray[np.floating] | None = None,
+        *,
+        times: NDArray[np.int64] | None = None,
+        catalogue: pd.DataFrame | None = None,
+        cold_items: bool = False,
     ) -> "Interactions":
         """Build the matrix from one entry per interaction.
 
@@ -144,12 +187,18 @@ class Interactions:
             Who and what; a pair may occur many times, and its weights are summed.
         weights : sequence of float, optional
             Finite and > 0; 1 each when left out.
+        times : int64 array, optional
+            When, in microseconds since 1970 in UTC.
+        catalogue : DataFrame, optional
+            What is known of the items, as of `tables.read_catalogue`.
+        cold_items : bool
+            Number the items of the catalogue that nobody had too.
 
         Raises
         ------
         ValueError
             When the columns are empty or differ in length, an id isn't text of 1 to 128
-            characters, or a weight isn't finite and > 0.
+            characters, a weight isn't finite and > 0, or the catalogue breaks its rules.
         """
         count = len(unit_ids)
         values = np.ones(count) if weights is None else np.asarray(weights, np.float64)
@@ -159,20 +208,77 @@ class Interactions:
                 f"weights of shape {values.shape}; the columns must have one length"
             )
         _check_weights("weights", values)
-        units, items = IdMap.from_ids(unit_ids), IdMap.from_ids(item_ids)
-        places = (units.rows(unit_ids), items.rows(item_ids))
-        summed = coo_matrix((values, places), shape=(len(units), len(items))).tocsr()
+        listed = catalogue["item_id"] if cold_items and catalogue is not None else ()
+        units, items = IdMap.from_ids(unit_ids), IdMap.from_ids([*item_ids, *listed])
+        unit_rows, item_rows = units.rows(unit_ids), items.rows(item_ids)
+        shape = (len(units), len(items))
+        summed = coo_matrix((values, (unit_rows, item_rows)), shape=shape).tocsr()
         # float32 may turn the largest and smallest of float64 into inf and 0; the
         # constructor refuses both.
         with np.errstate(over="ignore", under="ignore"):
             matrix = summed.astype(np.float32)
+            singles = values.astype(np.float32)
         matrix.sort_indices()
-        return cls(units=units, items=items, matrix=matrix)
+        return cls(
+            units=units,
+            items=items,
+            matrix=matrix,
+            events=None
+            if times is None
+            else _in_order(unit_rows, item_rows, times, singles),
+            catalogue=None
+            if catalogue is None
+            else Catalogue.from_frame(catalogue, items.ids),
+        )
 
     def item_units(self) -> FloatArray:
         """Return how many units had to do with each item, shape (items,)."""
         counts = np.bincount(self.matrix.indices, minlength=len(self.items))
         return counts.astype(np.float32)
+
+    def timed(self, who: str) -> Events:
+        """Return the events, for a recommender that can't do without.
+
+        Raises
+        ------
+        ValueError
+            Names `who` needs them, when they are not known.
+        """
+        if self.events is None:
+            raise ValueError(
+                f"{who} needs to know when each interaction was; these have no times"
+            )
+        return self.events
+
+    def described(self, who: str) -> Catalogue:
+        """Return the catalogue, for a recommender or step that can't do without.
+
+        Raises
+        ------
+        ValueError
+            Names `who` needs it, when there is none.
+        """
+        if self.catalogue is None:
+            raise ValueError(f"{who} needs a catalogue of the items; none was given")
+        return self.catalogue
+
+
+def _in_order(
+    units: IntArray, items: IntArray, times: NDArray[np.int64], weights: FloatArray
+) -> Events:
+    times = np.asarray(times)
+    if times.dtype != np.int64 or times.shape != units.shape:
+        raise ValueError(
+            f"times are {times.dtype} of shape {times.shape}; they must be int64 of "
+            f"shape {units.shape}, microseconds since 1970"
+        )
+    order = np.lexsort((weights, items, units, times))
+    return Events(
+        units=units[order],
+        items=items[order],
+        times=times[order],
+        weights=weights[order],
+    )
 
 
 def _check_id(value: object) -> None:

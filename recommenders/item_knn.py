@@ -3,6 +3,7 @@
 The neighbours are found by implicit's compiled code, the only thing used of it here.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
@@ -10,8 +11,15 @@ import numpy as np
 from implicit.nearest_neighbours import ItemItemRecommender
 from scipy.sparse import csr_matrix
 
-from recommenders.base import TrainedRecommender, check_choice, check_integer
-from recommenders.interactions import FloatArray, IntArray, Interactions
+from recommenders.base import (
+    Capabilities,
+    TrainedRecommender,
+    check_choice,
+    check_integer,
+)
+from recommenders.interactions import Interactions
+from recommenders.neighbours import NeighbourScorer
+from recommenders.space import Choices, Integers, Space
 from recommenders.weighting import bm25, normalized, tfidf
 
 Similarity = Literal["cosine", "tfidf", "bm25"]
@@ -19,6 +27,9 @@ Similarity = Literal["cosine", "tfidf", "bm25"]
 # As usual in text search, where repeats tell less and less.
 _BM25_K1 = 1.2
 _BM25_B = 0.75
+
+# Of a longer session only the last items count, all alike.
+_SESSION_ITEMS = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,8 +45,11 @@ class ItemKNN:
         Items kept for each item, itself among them: with 50, `related` has at most 49.
     """
 
-    cold_units: ClassVar[bool] = False
-    context_item: ClassVar[bool] = True
+    capabilities: ClassVar[Capabilities] = Capabilities(context_item=True, session=True)
+    space: ClassVar[Mapping[str, Space]] = {
+        "similarity": Choices(("cosine", "tfidf", "bm25")),
+        "neighbours": Integers(low=5, high=500, log=True),
+    }
 
     similarity: Similarity = "tfidf"
     neighbours: int = 50
@@ -57,7 +71,11 @@ class ItemKNN:
         return TrainedRecommender(
             recommender=self,
             interactions=interactions,
-            scorer=_NeighbourScorer(weights=interactions.matrix, likeness=likeness),
+            scorer=NeighbourScorer(
+                weights=interactions.matrix,
+                likeness=likeness,
+                fade=np.ones(_SESSION_ITEMS, dtype=np.float32),
+            ),
         )
 
     def _weigh(self, matrix: csr_matrix) -> csr_matrix:
@@ -70,22 +88,3 @@ class ItemKNN:
         else:
             weights = bm25(items, k1=_BM25_K1, b=_BM25_B)
         return weights.T.tocsr()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _NeighbourScorer:
-    weights: csr_matrix
-    likeness: csr_matrix
-
-    def unit_scores(self, rows: IntArray) -> FloatArray:
-        return _dense(self.weights[rows] @ self.likeness)
-
-    def item_scores(self, rows: IntArray) -> FloatArray:
-        return _dense(self.likeness[rows])
-
-
-def _dense(scores: csr_matrix) -> FloatArray:
-    """Fill in what is no neighbour of anything with -inf: it is never recommended."""
-    dense: FloatArray = scores.toarray()
-    dense[dense <= 0] = -np.inf
-    return dense

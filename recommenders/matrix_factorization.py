@@ -1,24 +1,28 @@
-"""Units and items as vectors, learned by alternating least squares (implicit).
+"""Units and items as vectors, learned by least squares or from pairs (implicit).
 
 The inner product of two vectors says how much a unit wants an item.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
 import numpy as np
 from implicit.cpu.als import AlternatingLeastSquares as _ImplicitALS
+from implicit.cpu.bpr import BayesianPersonalizedRanking as _ImplicitBPR
 from implicit.recommender_base import ModelFitError
 from scipy.sparse import csr_matrix
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # no types published
 
 from recommenders.base import (
+    Capabilities,
     TrainedRecommender,
     check_choice,
     check_integer,
     check_number,
 )
 from recommenders.interactions import FloatArray, IntArray, Interactions
+from recommenders.space import Choices, Integers, Numbers, Space
 from recommenders.weighting import bm25
 
 Weighting = Literal["bm25", "counts"]
@@ -55,8 +59,14 @@ class AlternatingLeastSquares:
     Datasets, equations 3 to 5.
     """
 
-    cold_units: ClassVar[bool] = False
-    context_item: ClassVar[bool] = True
+    capabilities: ClassVar[Capabilities] = Capabilities(context_item=True)
+    space: ClassVar[Mapping[str, Space]] = {
+        "factors": Integers(low=8, high=256, log=True),
+        "regularization": Numbers(low=1e-3, high=100.0, log=True),
+        "alpha": Numbers(low=0.01, high=100.0, log=True),
+        "iterations": Integers(low=5, high=40),
+        "weighting": Choices(("bm25", "counts")),
+    }
 
     factors: int = 64
     regularization: float = 0.01
@@ -97,7 +107,7 @@ class AlternatingLeastSquares:
             except ModelFitError as error:
                 raise self._not_finite() from error
         units, items = model.user_factors, model.item_factors
-        if not (np.isfinite(units).all() and np.isfinite(items).all()):
+        if not _are_finite(units, items):
             raise self._not_finite()
         return TrainedRecommender(
             recommender=self,
@@ -121,6 +131,89 @@ class AlternatingLeastSquares:
         return ValueError(
             f"factors of {self} are not finite; lower alpha or the weights"
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BayesianPersonalizedRanking:
+    """Factors that put what a unit had before what it had not; weights do not count.
+
+    Attributes
+    ----------
+    factors : int, 1 to 1024
+        Length of a vector.
+    learning_rate : float, 1e-6 to 10
+        Size of a step.
+    regularization : float, 0 to 1e6
+        Pull of the factors to 0.
+    iterations : int, 1 to 10,000
+        Passes over the pairs of unit and item. They are made on one core: implicit's
+        threads write over each other's steps, so that no list would come out twice.
+
+    References
+    ----------
+    Rendle, Freudenthaler, Gantner and Schmidt-Thieme (2009), BPR: Bayesian Personalized
+    Ranking from Implicit Feedback.
+    """
+
+    capabilities: ClassVar[Capabilities] = Capabilities(context_item=True)
+    space: ClassVar[Mapping[str, Space]] = {
+        "factors": Integers(low=8, high=256, log=True),
+        "learning_rate": Numbers(low=0.003, high=0.3, log=True),
+        "regularization": Numbers(low=1e-4, high=0.3, log=True),
+        "iterations": Integers(low=20, high=200),
+    }
+
+    factors: int = 64
+    learning_rate: float = 0.05
+    regularization: float = 0.01
+    iterations: int = 100
+
+    def __post_init__(self) -> None:
+        check_integer("factors", self.factors, low=1, high=1024)
+        check_number("learning_rate", self.learning_rate, low=1e-6, high=10.0)
+        check_number("regularization", self.regularization, low=0.0, high=1e6)
+        check_integer("iterations", self.iterations, low=1, high=10_000)
+
+    def fit(
+        self, interactions: Interactions, rng: np.random.Generator
+    ) -> TrainedRecommender:
+        """Learn the factors; `rng` draws where they start and which pairs are compared.
+
+        Raises
+        ------
+        ValueError
+            When the factors are not finite.
+        """
+        model = _ImplicitBPR(
+            factors=self.factors,
+            learning_rate=self.learning_rate,
+            regularization=self.regularization,
+            iterations=self.iterations,
+            num_threads=1,
+            random_state=rng,
+        )
+        with threadpool_limits(limits=1, user_api="blas"):
+            try:
+                # A copy, as implicit's compiled code takes writable arrays only.
+                model.fit(interactions.matrix.copy(), show_progress=False)
+            except ModelFitError as error:
+                raise self._not_finite() from error
+        # The last column of the units' factors is 1, that of the items' their bias.
+        units, items = model.user_factors, model.item_factors
+        if not _are_finite(units, items):
+            raise self._not_finite()
+        return TrainedRecommender(
+            recommender=self,
+            interactions=interactions,
+            scorer=_FactorScorer(units=units, items=items),
+        )
+
+    def _not_finite(self) -> ValueError:
+        return ValueError(f"factors of {self} are not finite; lower learning_rate")
+
+
+def _are_finite(units: FloatArray, items: FloatArray) -> bool:
+    return bool(np.isfinite(units).all() and np.isfinite(items).all())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -9,6 +9,7 @@ import csv
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,13 @@ _ID_RULE = (
 )
 _TIME_RULE = "must be a time in ISO 8601, such as 2026-01-31T12:00:00Z"
 _WEIGHT_RULE = "must be a finite number greater than 0"
+_PRICE_RULE = "must be a finite number, 0 or more, or nothing"
+_STOCK_RULE = "must be true or false, or nothing"
+
+_TIME_TYPE = "datetime64[us, UTC]"
+
+_BOOLEANS = {"true": True, "yes": True, "1": True}
+_BOOLEANS |= {"false": False, "no": False, "0": False}
 
 _Mask = NDArray[np.bool_]
 
@@ -79,28 +87,37 @@ def read_catalogue(path: Path) -> pd.DataFrame:
     ----------
     path : Path
         With the column ``item_id`` (text or integers, no one twice), and optionally
-        ``name``, ``category``, ``type``, ``brand``, ``department`` (text).
+        ``name``, ``category``, ``type``, ``brand``, ``department`` (text), ``price``
+        (a number >= 0), ``in_stock`` (true or false) and ``listed_at`` (as
+        ``occurred_at``).
 
     Returns
     -------
     DataFrame
-        All six columns as text; missing where the file has nothing.
+        All nine columns, missing where the file has nothing: six as text, ``price`` as
+        float64, ``in_stock`` as boolean, ``listed_at`` in UTC.
 
     Raises
     ------
     ValueError
         As `read_interactions`; also when an item is listed twice.
     """
-    table = _read(path, ("item_id",), CATALOGUE_TEXTS)
+    table = _read(path, ("item_id",), (*CATALOGUE_TEXTS, *_CATALOGUE_VALUES))
     problems = _Problems(path=path)
     ids = _ids(table["item_id"], "item_id", problems)
     problems.add("item_id", ids.duplicated() & ids.ne(""), ids, "must occur only once")
+    values = {
+        name: read(table[name], name, problems)
+        if name in table.column_names
+        else pd.Series([None] * len(ids)).astype(kind)
+        for name, (read, kind) in _CATALOGUE_VALUES.items()
+    }
     problems.raise_any()
     texts = {
         name: _texts(table[name]) if name in table.column_names else None
         for name in CATALOGUE_TEXTS
     }
-    return pd.DataFrame({"item_id": ids, **texts})
+    return pd.DataFrame({"item_id": ids, **texts, **values})
 
 
 def split_at(
@@ -316,20 +333,25 @@ def _float_ids(values: pd.Series, name: str, problems: _Problems) -> pd.Series:
     return values.mask(bad, 0.0).astype("int64").astype(str)
 
 
-def _times(column: pa.ChunkedArray, name: str, problems: _Problems) -> pd.Series:
+def _times(
+    column: pa.ChunkedArray, name: str, problems: _Problems, *, gaps: bool = False
+) -> pd.Series:
     column = _plain(column)
-    if _is_text(column.type):
-        given = column.to_pandas().fillna("")
+    if _is_text(column.type) or (gaps and pa.types.is_null(column.type)):
+        given = column.cast(pa.string()).to_pandas().fillna("")
         times = _parsed(given.where(given.str.match(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")))
+        missing = given.str.strip().eq("")
     elif pa.types.is_timestamp(column.type) or pa.types.is_date(column.type):
         given = column.to_pandas()
         times = pd.to_datetime(given, utc=True, errors="coerce")
+        missing = given.isna()
     else:
         raise ValueError(
             f"{problems.path}: column {name} is {column.type}; it {_TIME_RULE}"
         )
-    problems.add(name, times.isna().to_numpy(bool), given, _TIME_RULE)
-    return times.astype("datetime64[us, UTC]")
+    bad = times.isna() & ~missing if gaps else times.isna()
+    problems.add(name, bad.to_numpy(bool), given, _TIME_RULE)
+    return times.astype(_TIME_TYPE)
 
 
 def _parsed(text: pd.Series) -> pd.Series:
@@ -360,6 +382,29 @@ def _weights(column: pa.ChunkedArray, name: str, problems: _Problems) -> pd.Seri
     return weights
 
 
+def _prices(column: pa.ChunkedArray, name: str, problems: _Problems) -> pd.Series:
+    given = _plain(column).cast(pa.string()).to_pandas().str.strip().fillna("")
+    prices = pd.to_numeric(given.where(given.ne("")), errors="coerce").astype("float64")
+    bad = given.ne("") & ~(np.isfinite(prices) & prices.ge(0))
+    problems.add(name, bad.to_numpy(bool), given, _PRICE_RULE)
+    return prices
+
+
+def _stock(column: pa.ChunkedArray, name: str, problems: _Problems) -> pd.Series:
+    given = _plain(column).cast(pa.string()).to_pandas().str.strip().fillna("")
+    known = given.str.lower().map(_BOOLEANS)
+    bad = given.ne("") & known.isna()
+    problems.add(name, bad.to_numpy(bool), given, _STOCK_RULE)
+    return known.astype("boolean")
+
+
 def _texts(column: pa.ChunkedArray) -> pd.Series:
     text = _plain(column).cast(pa.string()).to_pandas().str.strip()
     return text.where(text.ne(""))
+
+
+_CATALOGUE_VALUES: dict[str, tuple[Callable[..., pd.Series], str]] = {
+    "price": (_prices, "float64"),
+    "in_stock": (_stock, "boolean"),
+    "listed_at": (partial(_times, gaps=True), _TIME_TYPE),
+}

@@ -6,6 +6,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from experiment_service import training
 from experiment_service.cli.common import (
     actor,
@@ -20,12 +22,13 @@ from experiment_service.domain.pseudonym import Pseudonyms
 from experiment_service.errors import InvalidRequest, InvalidState
 from experiment_service.storage.database import transaction
 from experiment_service.storage.models import ModelStatus, list_versions
+from recommenders import RECOMMENDERS
 
 
 def add_models(commands: Any) -> None:  # noqa: ANN401 - argparse names no type
     """Add the commands about models."""
     train = commands.add_parser("train", help="train, check and publish recommenders")
-    train.add_argument("recommender", nargs="+", help="popularity, item_knn, als")
+    train.add_argument("recommender", nargs="+", help="; ".join(RECOMMENDERS))
     source = train.add_mutually_exclusive_group(required=True)
     source.add_argument("--interactions", type=Path, help="CSV or Parquet; see README")
     source.add_argument(
@@ -63,6 +66,7 @@ def _train(settings: Settings, parsed: argparse.Namespace) -> None:
         interactions = training.pseudonymised(
             interactions, Pseudonyms(settings.unit_key)
         )
+    catalogue = _catalogue(parsed)
     rejected = []
     with open_engine(settings) as engine:
         for recommender in parsed.recommender:
@@ -72,6 +76,7 @@ def _train(settings: Settings, parsed: argparse.Namespace) -> None:
                 interactions=interactions,
                 recommender=recommender,
                 parameters=parameters,
+                catalogue=catalogue,
                 name=parsed.name,
                 depth=parsed.depth,
                 exclude_seen=parsed.exclude_seen,
@@ -88,6 +93,12 @@ def _train(settings: Settings, parsed: argparse.Namespace) -> None:
         raise InvalidState(
             f"{', '.join(rejected)} failed the checks; what served before still serves"
         )
+
+
+def _catalogue(parsed: argparse.Namespace) -> pd.DataFrame | None:
+    if parsed.catalogue is None and not parsed.complete_journey:
+        return None
+    return training.load_catalogue(parsed.catalogue)
 
 
 def _models(settings: Settings, _: argparse.Namespace) -> None:

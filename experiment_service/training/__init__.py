@@ -5,8 +5,18 @@ a training that fails, is rejected or dies changes nothing that serves. A data d
 belongs to one database: folders of versions that the database does not know are removed.
 """
 
-from experiment_service.training.data import load_interactions, pseudonymised
+from experiment_service.training.data import (
+    load_catalogue,
+    load_interactions,
+    pseudonymised,
+)
 from experiment_service.training.publishing import roll_back
 from experiment_service.training.run import train
 
-__all__ = ["load_interactions", "pseudonymised", "roll_back", "train"]
+__all__ = [
+    "load_catalogue",
+    "load_interactions",
+    "pseudonymised",
+    "roll_back",
+    "train",
+]

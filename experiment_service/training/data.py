@@ -15,6 +15,7 @@ from experiment_service.domain.event import check_id
 from experiment_service.domain.pseudonym import Pseudonyms
 from experiment_service.errors import InvalidRequest
 from recommenders import complete_journey
+from recommenders.instants import microseconds
 from recommenders.interactions import IdMap, Interactions
 from recommenders.tables import read_catalogue, read_interactions, split_at
 
@@ -122,12 +123,46 @@ def check_interactions(interactions: pd.DataFrame, *, now: datetime) -> None:
             )
 
 
-def to_matrix(interactions: pd.DataFrame) -> Interactions:
-    """Sum up the weights of each pair of unit and item."""
+def load_catalogue(path: Path | None) -> pd.DataFrame:
+    """Load what is known of the items.
+
+    Parameters
+    ----------
+    path : Path or None
+        CSV or Parquet as of `recommenders.tables.read_catalogue`; None loads that of
+        the Complete Journey.
+
+    Raises
+    ------
+    InvalidRequest
+        When the file can't be read or holds bad values.
+    """
+    with as_invalid_request():
+        if path is None:
+            return complete_journey.load_catalogue()
+        return read_catalogue(path)
+
+
+def to_matrix(
+    interactions: pd.DataFrame,
+    catalogue: pd.DataFrame | None = None,
+    *,
+    cold_items: bool = False,
+) -> Interactions:
+    """Sum up the weights of each pair of unit and item.
+
+    Parameters
+    ----------
+    cold_items : bool
+        Number the items of the catalogue that nobody had too.
+    """
     return Interactions.from_columns(
         interactions["unit_id"].tolist(),
         interactions["item_id"].tolist(),
         interactions["weight"].to_numpy(np.float64),
+        times=microseconds(interactions["occurred_at"]),
+        catalogue=catalogue,
+        cold_items=cold_items,
     )
 
 

@@ -29,7 +29,7 @@ from experiment_service.training.publishing import (
     CandidateLists,
     store_version,
 )
-from recommenders import build_recommender
+from recommenders import build_recommender, describe
 from recommenders.base import Recommender, TrainedRecommender
 from recommenders.checklist import check_lists
 from recommenders.evaluation import Evaluation, evaluate, hold_out
@@ -48,6 +48,7 @@ def train(
     interactions: pd.DataFrame,
     recommender: str,
     parameters: Mapping[str, object] | None = None,
+    catalogue: pd.DataFrame | None = None,
     name: str | None = None,
     depth: int = 50,
     exclude_seen: bool = False,
@@ -76,6 +77,8 @@ def train(
         ``weight``, as of `load_interactions`. All of it is trained on: cut it first.
     recommender, parameters : str, mapping
         Key of `recommenders.RECOMMENDERS`; parameters left out have defaults.
+    catalogue : DataFrame, optional
+        What is known of the items, as of `load_catalogue`; some recommenders need it.
     name : str, optional
         Of the model; the recommender's when left out.
     depth : int, 1 to 1000
@@ -105,12 +108,18 @@ def train(
     check_interactions(interactions, now=now)
     with as_invalid_request():
         built = build_recommender(recommender, parameters or {})
-        data = to_matrix(interactions)
+        able = built.capabilities
+        if exclude_seen and not able.new_items:
+            raise InvalidRequest(
+                f"recommender {recommender!r} recommends only what a unit had; train it "
+                "without exclude_seen"
+            )
+        data = to_matrix(interactions, catalogue, cold_items=able.cold_items)
         _check_depth(depth, data)
         test_since = test_since or default_test_start(interactions)
         judging, learning = np.random.default_rng(seed).spawn(2)  # noqa: TID251 - the seed is stored
         progress(f"judging {name} on what happened since {test_since:%Y-%m-%d %H:%M}")
-        evaluations = _judge(built, interactions, test_since, judging)
+        evaluations = _judge(built, interactions, catalogue, test_since, judging)
         progress(f"training {name} on {len(interactions)} interactions")
         trained = built.fit(data, learning)
         progress(f"making lists of {name} for {len(data.units)} units")
@@ -122,7 +131,7 @@ def train(
         name=name,
         recommender=recommender,
         parameters={
-            "recommender": asdict(built),  # type: ignore[call-overload]  # a dataclass
+            "recommender": describe(built),
             "depth": depth,
             "exclude_seen": exclude_seen,
             "with_related": with_related,
@@ -155,12 +164,14 @@ def _check_depth(depth: int, data: Interactions) -> None:
 def _judge(
     recommender: Recommender,
     interactions: pd.DataFrame,
+    catalogue: pd.DataFrame | None,
     test_since: datetime,
     rng: np.random.Generator,
 ) -> list[Evaluation]:
     """Evaluate on the test period, with repeats and with new items only."""
     earlier, later = split_at(interactions, test_since)
-    known = to_matrix(earlier)
+    cold_items = recommender.capabilities.cold_items
+    known = to_matrix(earlier, catalogue, cold_items=cold_items)
     held_out = hold_out(known, later, since=test_since)
     trained = recommender.fit(known, rng)
     return [
@@ -192,7 +203,7 @@ def _make_lists(
         units=in_blocks(len(data.units), for_units),
         default=trained.default(depth),
         related=in_blocks(len(data.items), related)
-        if with_related and trained.context_item
+        if with_related and trained.capabilities.context_item
         else None,
     )
 

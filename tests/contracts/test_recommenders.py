@@ -1,13 +1,21 @@
 """What every entry of RECOMMENDERS must do, with its default parameters."""
 
+import inspect
+import json
+import math
+from dataclasses import replace
+
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recommenders import RECOMMENDERS, build_recommender
-from recommenders.base import BLOCK_SCORES
+from recommenders import RECOMMENDERS, build_recommender, describe
+from recommenders.base import BLOCK_SCORES, Rules
 from recommenders.interactions import Interactions
+from recommenders.saving import load_recommender, save_recommender
+from recommenders.space import Choices, Integers, Numbers
 
 SIZE = 50
 
@@ -21,10 +29,35 @@ def train(name, interactions, seed=7):
     return build_recommender(name, {}).fit(interactions, np.random.default_rng(seed))
 
 
-def from_pairs(pairs):
-    units, items = zip(*pairs, strict=True)
+def catalogue(items):
+    """Even and odd items are of two categories; each has a name of its own."""
+    numbers = [int(item.lstrip("i")) for item in items]
+    return pd.DataFrame(
+        {
+            "item_id": items,
+            "name": [f"thing{number}" for number in numbers],
+            "category": ["even" if number % 2 == 0 else "odd" for number in numbers],
+        }
+    )
+
+
+def times(units, items):
+    """Every unit goes through its items in an order of its own, within two hours."""
+    return (1_700_000_000 + (units * 31 + items * 17) % 97 * 60) * 1_000_000
+
+
+def from_pairs(pairs, weights=None, extra=0):
+    """Make interactions; with `extra` items in the catalogue that nobody had."""
+    pairs = np.array(list(pairs), dtype=np.int64)
+    units, items = pairs.T
+    known = [*np.unique(items), *range(900, 900 + extra)]
     return Interactions.from_columns(
-        [f"u{unit:03}" for unit in units], [f"i{item:03}" for item in items]
+        [f"u{unit:03}" for unit in units],
+        [f"i{item:03}" for item in items],
+        weights,
+        times=times(units, items),
+        catalogue=catalogue([f"i{item:03}" for item in known]),
+        cold_items=True,
     )
 
 
@@ -44,11 +77,8 @@ def random_interactions(seed=3, units=40, items=25, share=0.2):
     had[:, 0] |= ~had.any(axis=1)
     had[0] |= ~had.any(axis=0)
     rows, columns = np.nonzero(had)
-    return Interactions.from_columns(
-        [f"u{row:03}" for row in rows],
-        [f"i{column:03}" for column in columns],
-        rng.integers(1, 6, rows.size),
-    )
+    pairs = np.stack([rows, columns], axis=1)
+    return from_pairs(pairs, rng.integers(1, 6, rows.size))
 
 
 def assert_well_formed(lists, n, k, catalogue):
@@ -93,9 +123,8 @@ def test_seen_items_are_left_out_only_when_asked(name):
     assert_unseen(new, interactions, rows)
     with_seen, _ = trained.recommend(rows, 25, exclude_seen=False)
     had = interactions.matrix.toarray() > 0
-    for row in rows:
-        best = with_seen[row, :5]
-        assert had[row, best[best >= 0]].any() or trained.cold_units
+    seen = (with_seen >= 0) & had[rows[:, np.newaxis], with_seen]
+    assert seen.any(axis=1).mean() > 0.9
 
 
 def test_lists_of_new_items_are_lists_of_all_without_the_seen(name):
@@ -156,15 +185,16 @@ def test_the_withheld_diagonal_of_a_checkerboard_comes_back(name):
     trained = train(name, checkerboard())
     rows = np.arange(SIZE)
     best, _ = trained.recommend(rows, 1, exclude_seen=True)
-    if trained.cold_units:
+    if trained.capabilities.cold_units:
         pytest.skip("not personal: all units get one list")
-    np.testing.assert_array_equal(best[:, 0], rows)
+    wanted = rows if trained.capabilities.new_items else np.full(SIZE, -1)
+    np.testing.assert_array_equal(best[:, 0], wanted)
 
 
 def test_related_items_of_a_checkerboard_have_its_colour(name):
     trained = train(name, checkerboard())
     rows = np.arange(SIZE)
-    if not trained.context_item:
+    if not trained.capabilities.context_item:
         with pytest.raises(ValueError, match="has no related items"):
             trained.related(rows, 5)
         return
@@ -202,7 +232,7 @@ def test_the_smallest_data(name, pairs):
         lists = trained.recommend(rows, 5, exclude_seen=exclude_seen)
         assert_well_formed(lists, units, 5, items)
     assert_unseen(trained.recommend(rows, 5, exclude_seen=True)[0], interactions, rows)
-    if trained.context_item:
+    if trained.capabilities.context_item:
         assert_well_formed(trained.related(np.arange(items), 5), items, 5, items)
 
 
@@ -229,7 +259,7 @@ def test_rows_not_in_training_are_refused(name, rows):
     trained = train(name, random_interactions())
     with pytest.raises(ValueError, match=r"unit row"):
         trained.recommend(np.array(rows), 3, exclude_seen=True)
-    if trained.context_item:
+    if trained.capabilities.context_item:
         with pytest.raises(ValueError, match=r"item row"):
             trained.related(np.array(rows), 3)
 
@@ -246,8 +276,137 @@ def test_the_trained_one_says_what_the_recommender_can(name):
     recommender = build_recommender(name, {})
     trained = train(name, random_interactions())
     assert trained.recommender == recommender
-    assert trained.cold_units is recommender.cold_units
-    assert trained.context_item is recommender.context_item
+    assert trained.capabilities is recommender.capabilities
+    methods = {
+        "context_item": hasattr(trained.scorer, "item_scores"),
+        "session": hasattr(trained.scorer, "session_scores"),
+    }
+    for flag, has_method in methods.items():
+        assert getattr(trained.capabilities, flag) is has_method, flag
+
+
+def test_sessions_get_lists_whoever_they_are_of(name):
+    trained = train(name, checkerboard())
+    # Of even items, of odd ones, of one item, and of a stranger who looked at nothing.
+    sessions = np.array([[0, 2, 4], [7, 9, 11], [-1, -1, 30], [-1, -1, -1]])
+    if not trained.capabilities.session:
+        with pytest.raises(ValueError, match="has no lists for sessions"):
+            trained.for_sessions(sessions, 5, exclude_seen=True)
+        return
+    lists = trained.for_sessions(sessions, 5, exclude_seen=True)
+    assert_well_formed((lists.items, lists.scores), 4, 5, SIZE)
+    assert (lists.items[:3] >= 0).all()
+    assert (lists.items[:3] % 2 == np.array([[0], [1], [0]])).all()
+    assert (lists.items[3] == -1).all()
+    for items, session in zip(lists.items, sessions, strict=True):
+        assert not set(items.tolist()) & set(session[session >= 0].tolist())
+    with pytest.raises(ValueError, match=rf"session item row {SIZE} is not in"):
+        trained.for_sessions(np.array([[SIZE]]), 5, exclude_seen=True)
+    with pytest.raises(ValueError, match="1 dimensions; they must have two"):
+        trained.for_sessions(np.array([3]), 5, exclude_seen=True)
+
+
+def test_items_that_nobody_had_come_only_where_it_says_so(name):
+    pairs = [(unit, item) for unit in range(12) for item in range(9) if unit * item % 5]
+    trained = train(name, from_pairs(pairs, extra=4))
+    assert len(trained.interactions.items) == 7 + 4
+    rows = np.arange(len(trained.interactions.units))
+    items, _ = trained.recommend(rows, 11, exclude_seen=False)
+    assert (items >= 7).any() == trained.capabilities.cold_items
+    assert (trained.default(11) < 7).all()
+    if trained.capabilities.context_item:
+        related, _ = trained.related(np.arange(11), 11)
+        assert (related >= 7).any() == trained.capabilities.cold_items
+
+
+def test_hidden_items_are_in_no_list(name):
+    trained = train(name, random_interactions())
+    hidden = np.zeros(25, dtype=bool)
+    hidden[[0, 3, 24]] = True
+    filtered = replace(trained, rules=Rules(hidden=hidden))
+    rows = np.arange(len(trained.interactions.units))
+    lists = [
+        (trained.recommend, filtered.recommend, rows, {"exclude_seen": False}),
+        (trained.recommend, filtered.recommend, rows, {"exclude_seen": True}),
+    ]
+    if trained.capabilities.context_item:
+        lists.append((trained.related, filtered.related, np.arange(25), {}))
+    for before, after, asked, options in lists:
+        everything, _ = before(asked, 25, **options)
+        shown, _ = after(asked, 25, **options)
+        for all_items, kept in zip(everything, shown, strict=True):
+            expected = [i for i in all_items if i >= 0 and not hidden[i]]
+            assert kept[kept >= 0].tolist() == expected
+    assert not np.isin(filtered.default(25), [0, 3, 24]).any()
+
+
+def test_a_saved_one_makes_the_same_lists(name, tmp_path):
+    trained = train(name, random_interactions())
+    save_recommender(trained, tmp_path / "saved")
+    loaded = load_recommender(tmp_path / "saved")
+    assert loaded.recommender == trained.recommender
+    assert loaded.interactions.units == trained.interactions.units
+    rows = np.arange(len(trained.interactions.units))
+    for exclude_seen in (True, False):
+        for ours, theirs in zip(
+            loaded.recommend(rows, 10, exclude_seen=exclude_seen),
+            trained.recommend(rows, 10, exclude_seen=exclude_seen),
+            strict=True,
+        ):
+            np.testing.assert_array_equal(ours, theirs)
+    np.testing.assert_array_equal(loaded.default(10), trained.default(10))
+    if trained.capabilities.context_item:
+        np.testing.assert_array_equal(
+            loaded.related(np.arange(25), 5)[0], trained.related(np.arange(25), 5)[0]
+        )
+
+
+def test_its_description_builds_it_again(name):
+    recommender = build_recommender(name, {})
+    assert build_recommender(name, json.loads(json.dumps(describe(recommender)))) == (
+        recommender
+    )
+
+
+def test_the_ends_of_its_search_space_can_be_built(name):
+    kind = RECOMMENDERS[name]
+    assert set(kind.space) <= set(inspect.signature(kind).parameters)
+    for parameter, space in kind.space.items():
+        match space:
+            case Choices(values):
+                ends = values
+            case Integers(low=low, high=high) | Numbers(low=low, high=high):
+                ends = (low, high)
+        for end in ends:
+            build_recommender(name, {parameter: end})
+
+
+def test_a_unit_with_nearly_everything_is_no_trouble(name):
+    rng = np.random.default_rng(5)
+    heavy = [(0, item) for item in rng.integers(0, 300, 100_000)]
+    light = [(unit, item) for unit in range(1, 60) for item in (unit, unit + 6)]
+    trained = train(name, from_pairs(heavy + light))
+    items, _ = trained.recommend(np.arange(60), 10, exclude_seen=False)
+    # A basket of one has nothing bought together with it.
+    assert (items[:, 0] >= 0).mean() > 0.9
+
+
+def test_ids_may_be_of_any_script(name):
+    pairs = [(unit, item) for unit in range(12) for item in range(9) if unit * item % 5]
+    plain = from_pairs(pairs)
+    units = [f"Zoë-{unit:03}-購" for unit, _ in pairs]
+    items = [f"i{item:03}-β🛒" for _, item in pairs]
+    listed = catalogue([f"i{item:03}" for item in sorted({i for _, i in pairs})])
+    listed["item_id"] += "-β🛒"
+    rows = np.array(pairs)
+    same = Interactions.from_columns(
+        units, items, times=times(*rows.T), catalogue=listed, cold_items=True
+    )
+    asked = np.arange(len(plain.units))
+    np.testing.assert_array_equal(
+        train(name, same).recommend(asked, 8, exclude_seen=False)[0],
+        train(name, plain).recommend(asked, 8, exclude_seen=False)[0],
+    )
 
 
 @settings(max_examples=25, deadline=None)
@@ -291,11 +450,49 @@ def test_an_unknown_parameter_is_refused(name):
         ("als", "alpha", True),
         ("als", "iterations", 10_000),
         ("als", "weighting", "tfidf"),
+        ("bpr", "learning_rate", 0),
+        ("bpr", "factors", 2.5),
+        ("popularity", "window_days", 0),
+        ("popularity", "window_days", "7"),
+        ("popularity", "order", "clicks"),
+        ("own_frequent", "half_life_days", -1),
+        ("content", "words", -1),
+        ("content", "max_words", 0),
+        ("content", "fade", 2),
+        ("session", "reach", 0),
+        ("session", "fade", 0),
+        ("co_purchase", "max_basket", 1),
+        ("co_purchase", "shrink", math.inf),
+        ("age_routed", "new_days", -1),
+        ("age_routed", "enough_units", 0),
+        ("age_routed", "min_history", None),
+        ("age_routed", "known", "als"),
+        ("age_routed", "new", {"recommender": "als"}),
+        ("age_routed", "light", {"recommender": "als", "seed": 1}),
     ],
 )
 def test_a_bad_parameter_is_refused(name, parameter, value):
     with pytest.raises(ValueError, match=rf"'{name}': {parameter} is .*; it must be"):
         build_recommender(name, {parameter: value})
+
+
+def test_a_part_of_a_recommender_is_built_and_checked_as_any():
+    routed = build_recommender(
+        "age_routed",
+        {"known": {"recommender": "als", "parameters": {"factors": 8}}},
+    )
+    assert routed.known == build_recommender("als", {"factors": 8})
+    assert describe(routed)["known"]["parameters"]["factors"] == 8
+    with pytest.raises(ValueError, match="'age_routed': recommender 'als': factors"):
+        build_recommender(
+            "age_routed",
+            {"known": {"recommender": "als", "parameters": {"factors": 0}}},
+        )
+
+
+def test_a_trend_needs_a_window():
+    with pytest.raises(ValueError, match="window_days is None; it must be a number"):
+        build_recommender("popularity", {"order": "trend"})
 
 
 def test_parameters_reach_the_recommender():

@@ -30,6 +30,7 @@ from experiment_service.storage.models import (
 from experiment_service.training import load_interactions, roll_back, train
 from experiment_service.training.data import digest
 from recommenders import RECOMMENDERS
+from recommenders.base import Capabilities
 from recommenders.lists import PublishedLists
 from recommenders.popularity import Popularity
 
@@ -55,6 +56,17 @@ def shop(seed=0, rows=3000):
     )
 
 
+def catalogue():
+    items = range(ITEMS)
+    return pd.DataFrame(
+        {
+            "item_id": [f"item-{item}" for item in items],
+            "name": [f"thing {item}" for item in items],
+            "category": ["odd" if item % 2 else "even" for item in items],
+        }
+    )
+
+
 @pytest.fixture
 def run(engine, tmp_path):
     def run(recommender="item_knn", **changes):
@@ -62,6 +74,7 @@ def run(engine, tmp_path):
             "data_dir": tmp_path,
             "interactions": shop(),
             "recommender": recommender,
+            "catalogue": catalogue(),
             "depth": DEPTH,
             "now": NOW,
             "code_version": "1.2.3",
@@ -252,7 +265,7 @@ def test_after_a_rejection_training_goes_on(run, engine, tmp_path):
 class Impersonal(Popularity):
     """Says that it is personal, and is not."""
 
-    cold_units: ClassVar[bool] = False
+    capabilities: ClassVar[Capabilities] = Capabilities()
 
 
 def test_a_personal_recommender_that_says_the_same_to_all_is_rejected(run, monkeypatch):
@@ -315,7 +328,7 @@ def test_data_that_can_not_be_trained_on_is_refused(run, engine, change, message
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"recommender": "svd"}, "known recommenders: popularity, item_knn, als"),
+        ({"recommender": "svd"}, "known recommenders: popularity, category_pop"),
         ({"parameters": {"factors": 3}}, "has no parameter 'factors'"),
         ({"parameters": {"neighbours": 0}}, "neighbours is 0"),
         ({"name": "../als"}, "model name is"),

@@ -126,8 +126,10 @@ def test_the_catalogue_describes_nearly_all_items(split):
     _, interactions, _ = split
     catalogue = complete_journey.load_catalogue()
     assert catalogue.columns.tolist() == [
-        *("item_id", "name", "category", "type", "brand", "department")
+        *("item_id", "name", "category", "type", "brand", "department", "price")
     ]
+    sold = catalogue["item_id"].isin(list(interactions.items))
+    assert catalogue.loc[sold, "price"].gt(0).all()
     assert catalogue["item_id"].is_unique
     assert not catalogue["name"].isna().any()
     assert not set(catalogue["department"]) & {"FUEL", "MISCELLANEOUS", "COUPON"}

@@ -267,13 +267,57 @@ def test_a_catalogue_has_all_columns_and_gaps_where_nothing_is_known(csv_file):
         csv_file("item_id,category,name,price\n1, Fruit ,Apple,2\n2,,Pear,\n")
     )
     assert table.columns.tolist() == [
-        *("item_id", "name", "category", "type", "brand", "department")
+        *("item_id", "name", "category", "type", "brand", "department"),
+        *("price", "in_stock", "listed_at"),
     ]
+    assert table["price"].tolist()[0] == 2
+    assert table["price"].isna().tolist() == [False, True]
+    assert table[["in_stock", "listed_at"]].isna().all(axis=None)
     assert table["item_id"].tolist() == ["1", "2"]
     assert table["name"].tolist() == ["Apple", "Pear"]
     assert table["category"].iloc[0] == "Fruit"
     assert table["category"].isna().tolist() == [False, True]
     assert table[["type", "brand", "department"]].isna().all(axis=None)
+
+
+def test_prices_stock_and_days_may_have_gaps_but_no_nonsense(csv_file):
+    table = read_catalogue(
+        csv_file(
+            "item_id,price,in_stock,listed_at\n"
+            "a,0,true,2026-01-31\nb,1.5,No,2026-01-31T12:00:00+02:00\nc,,,\n"
+        )
+    )
+    assert table["price"].tolist()[:2] == [0, 1.5]
+    assert table["in_stock"].tolist()[:2] == [True, False]
+    assert table["listed_at"].dt.hour.tolist()[:2] == [0, 10]
+    assert table.iloc[2][["price", "in_stock", "listed_at"]].isna().all()
+    text = refusal(
+        read_catalogue,
+        csv_file(
+            "item_id,price,in_stock,listed_at\n"
+            "a,-1,perhaps,soon\nb,cheap,1,\nc,inf,,\nd,nan,,\n"
+        ),
+    )
+    assert "has 6 bad values" in text
+    for value in ("-1", "cheap", "inf", "nan"):
+        assert f"column price, value '{value}': must be a finite number, 0 or" in text
+    assert "column in_stock, value 'perhaps': must be true or false" in text
+    assert "column listed_at, value 'soon': must be a time in ISO 8601" in text
+
+
+def test_values_of_a_catalogue_in_parquet(parquet_file):
+    table = read_catalogue(
+        parquet_file(
+            item_id=["a", "b"],
+            price=pa.array([1.25, None]),
+            in_stock=pa.array([None, False]),
+            listed_at=pa.array([NOON, None]),
+        )
+    )
+    assert table["price"].tolist()[0] == 1.25
+    assert table["in_stock"].isna().tolist() == [True, False]
+    assert table["in_stock"].tolist()[1] is False
+    assert table["listed_at"].tolist()[0] == NOON
 
 
 def test_a_catalogue_from_parquet_has_the_ids_of_the_interactions(parquet_file):
