@@ -26,6 +26,8 @@ class Catalogue:
     ----------
     names, categories, types, brands, departments : tuple of str, length (items,)
         Empty where nothing is known.
+    category_names : tuple of str
+        Distinct categories in sorted order, also those of products not among the items.
     prices : float64 array, shape (items,)
         >= 0; nan where it is not known.
     in_stock : bool array, shape (items,)
@@ -44,6 +46,7 @@ class Catalogue:
     types: tuple[str, ...]
     brands: tuple[str, ...]
     departments: tuple[str, ...]
+    category_names: tuple[str, ...]
     prices: NDArray[np.float64]
     in_stock: NDArray[np.bool_]
     listed_at: NDArray[np.int64]
@@ -95,9 +98,7 @@ class Catalogue:
         rows = frame.set_index("item_id").reindex(list(item_ids))
 
         def texts(column: str) -> tuple[str, ...]:
-            if column not in rows:
-                return ("",) * len(rows)
-            return tuple(rows[column].astype(object).fillna("").astype(str))
+            return _texts(rows, column)
 
         missing = pd.Series(np.nan, index=rows.index)
         stock = rows.get("in_stock", missing)
@@ -108,6 +109,7 @@ class Catalogue:
             types=texts("type"),
             brands=texts("brand"),
             departments=texts("department"),
+            category_names=tuple(sorted({*_texts(frame, "category")} - {""})),
             prices=rows.get("price", missing).to_numpy(np.float64, na_value=np.nan),
             in_stock=stock.astype("boolean").fillna(value=True).to_numpy(bool),
             listed_at=microseconds(listed),
@@ -126,12 +128,13 @@ class Catalogue:
 
     @cached_property
     def category_codes(self) -> NDArray[np.int32]:
-        """Number of each item's category in sorted order, -1 where it is not known."""
+        """Place of each item's category in its names, -1 where it is not known."""
         names = {name: code for code, name in enumerate(self.category_names)}
         codes = (names.get(each, -1) for each in self.categories)
         return np.fromiter(codes, np.int32, len(self.categories))
 
-    @cached_property
-    def category_names(self) -> tuple[str, ...]:
-        """Distinct categories in sorted order, without the empty one."""
-        return tuple(sorted(set(self.categories) - {""}))
+
+def _texts(frame: pd.DataFrame, column: str) -> tuple[str, ...]:
+    if column not in frame:
+        return ("",) * len(frame)
+    return tuple(frame[column].astype(object).fillna("").astype(str))

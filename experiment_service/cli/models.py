@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import yaml
 
 from experiment_service import training
 from experiment_service.cli.common import (
@@ -38,6 +39,9 @@ def add_models(commands: Any) -> None:  # noqa: ANN401 - argparse names no type
     train.add_argument("--cut", help="train on what lies before this day (ISO 8601)")
     train.add_argument("--name", help="model name; the recommender's when left out")
     train.add_argument("--parameters", default="{}", help="JSON object")
+    train.add_argument(
+        "--reranking", type=Path, help="YAML or JSON list of steps; see docs"
+    )
     train.add_argument("--depth", type=int, default=50, help="items per list")
     train.add_argument(
         "--exclude-seen", action="store_true", help="leave out what a unit had before"
@@ -67,6 +71,7 @@ def _train(settings: Settings, parsed: argparse.Namespace) -> None:
             interactions, Pseudonyms(settings.unit_key)
         )
     catalogue = _catalogue(parsed)
+    reranking = () if parsed.reranking is None else _steps(parsed.reranking)
     rejected = []
     with open_engine(settings) as engine:
         for recommender in parsed.recommender:
@@ -77,6 +82,7 @@ def _train(settings: Settings, parsed: argparse.Namespace) -> None:
                 recommender=recommender,
                 parameters=parameters,
                 catalogue=catalogue,
+                reranking=reranking,
                 name=parsed.name,
                 depth=parsed.depth,
                 exclude_seen=parsed.exclude_seen,
@@ -99,6 +105,16 @@ def _catalogue(parsed: argparse.Namespace) -> pd.DataFrame | None:
     if parsed.catalogue is None and not parsed.complete_journey:
         return None
     return training.load_catalogue(parsed.catalogue)
+
+
+def _steps(path: Path) -> list[dict[str, object]]:
+    try:
+        steps = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InvalidRequest(f"--reranking {path} can't be read: {error}") from error
+    if not isinstance(steps, list):
+        raise InvalidRequest(f"--reranking {path} must hold a list of steps")
+    return steps
 
 
 def _models(settings: Settings, _: argparse.Namespace) -> None:

@@ -1,9 +1,10 @@
 """A training from data to lists and verdicts; all computing, before anything is stored."""
 
+import json
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from recommenders.base import Recommender, TrainedRecommender
 from recommenders.checklist import check_lists
 from recommenders.evaluation import Evaluation, evaluate, hold_out
 from recommenders.interactions import IntArray, Interactions
+from recommenders.rerank import Step, build_steps, prepare
 from recommenders.tables import split_at
 
 log = logging.getLogger(__name__)
@@ -49,6 +51,7 @@ def train(
     recommender: str,
     parameters: Mapping[str, object] | None = None,
     catalogue: pd.DataFrame | None = None,
+    reranking: Sequence[Mapping[str, object]] = (),
     name: str | None = None,
     depth: int = 50,
     exclude_seen: bool = False,
@@ -79,6 +82,9 @@ def train(
         Key of `recommenders.RECOMMENDERS`; parameters left out have defaults.
     catalogue : DataFrame, optional
         What is known of the items, as of `load_catalogue`; some recommenders need it.
+    reranking : sequence of mapping
+        Filters, business rules and re-rankers, as of `recommenders.rerank.build_steps`;
+        judged as they would have been at `test_since`, published as they are at `now`.
     name : str, optional
         Of the model; the recommender's when left out.
     depth : int, 1 to 1000
@@ -108,6 +114,9 @@ def train(
     check_interactions(interactions, now=now)
     with as_invalid_request():
         built = build_recommender(recommender, parameters or {})
+        # As it will be stored: YAML makes dates of what looks like one, JSON has none.
+        declared = json.loads(json.dumps(list(reranking), default=str))
+        steps = build_steps(declared)
         able = built.capabilities
         if exclude_seen and not able.new_items:
             raise InvalidRequest(
@@ -119,9 +128,17 @@ def train(
         test_since = test_since or default_test_start(interactions)
         judging, learning = np.random.default_rng(seed).spawn(2)  # noqa: TID251 - the seed is stored
         progress(f"judging {name} on what happened since {test_since:%Y-%m-%d %H:%M}")
-        evaluations = _judge(built, interactions, catalogue, test_since, judging)
+        evaluations = _judge(
+            built,
+            steps,
+            interactions=interactions,
+            catalogue=catalogue,
+            test_since=test_since,
+            rng=judging,
+        )
         progress(f"training {name} on {len(interactions)} interactions")
         trained = built.fit(data, learning)
+        trained = replace(trained, rules=prepare(steps, data, now=now))
         progress(f"making lists of {name} for {len(data.units)} units")
         lists = _make_lists(
             trained, depth, exclude_seen=exclude_seen, with_related=with_related
@@ -132,6 +149,7 @@ def train(
         recommender=recommender,
         parameters={
             "recommender": describe(built),
+            "reranking": declared,
             "depth": depth,
             "exclude_seen": exclude_seen,
             "with_related": with_related,
@@ -163,6 +181,8 @@ def _check_depth(depth: int, data: Interactions) -> None:
 
 def _judge(
     recommender: Recommender,
+    steps: Sequence[Step],
+    *,
     interactions: pd.DataFrame,
     catalogue: pd.DataFrame | None,
     test_since: datetime,
@@ -174,6 +194,7 @@ def _judge(
     known = to_matrix(earlier, catalogue, cold_items=cold_items)
     held_out = hold_out(known, later, since=test_since)
     trained = recommender.fit(known, rng)
+    trained = replace(trained, rules=prepare(steps, known, now=test_since))
     return [
         evaluate(trained, held_out, repeats="allowed"),
         evaluate(trained, held_out, repeats="new only"),

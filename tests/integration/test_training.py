@@ -85,6 +85,24 @@ def run(engine, tmp_path):
     return run
 
 
+def test_reranking_is_judged_published_and_stored(run, tmp_path):
+    steps = [
+        {"step": "block", "items": ["item-0"], "since": START},
+        {"step": "pin", "item": "item-5", "position": 2},
+    ]
+    version = run(reranking=steps)
+    assert version.parameters["reranking"][0]["since"] == "2026-01-01 00:00:00+00:00"
+    lists = PublishedLists.open(tmp_path / version.artifact)
+    shown = [lists.for_unit(f"unit-{number}") for number in range(UNITS)]
+    assert not any("item-0" in items for items in [*shown, lists.default])
+    assert all(items[1] == "item-5" for items in [*shown, lists.default])
+    plain = run()
+    judged = [each.metrics["repeats allowed"]["ndcg"] for each in (version, plain)]
+    assert judged[0] < judged[1], "the most popular item can't be found"
+    with pytest.raises(InvalidRequest, match=r"reranking\.0\.step is 'shuffle'"):
+        run(reranking=[{"step": "shuffle"}])
+
+
 def live(engine):
     with transaction(engine) as connection:
         return live_models(connection)
@@ -119,7 +137,7 @@ def test_a_training_that_passes_serves(run, engine, tmp_path, recommender):
         items = lists.for_unit(f"unit-{number}")
         assert len(set(items)) == len(items) == DEPTH
     related = lists.related("item-3")
-    if recommender == "popularity":
+    if recommender in {"popularity", "own_frequent"}:
         assert related is None
     else:
         assert related
