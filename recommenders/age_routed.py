@@ -22,7 +22,6 @@ from recommenders.base import (
     check_number,
 )
 from recommenders.content import Content
-from recommenders.instants import DAY, NO_TIME
 from recommenders.interactions import FloatArray, IntArray, Interactions
 from recommenders.item_knn import ItemKNN
 from recommenders.popularity import CategoryPopularity
@@ -116,16 +115,7 @@ class AgeRouted:
 
     def _new_items(self, interactions: Interactions) -> NDArray[np.bool_]:
         units = interactions.item_units()
-        events = interactions.timed("routing by age")
-        first = np.full(len(interactions.items), NO_TIME)
-        had, places = np.unique(events.items, return_index=True)
-        first[had] = events.times[places]
-        if interactions.catalogue is not None:
-            listed = interactions.catalogue.listed_at
-            earlier = (listed != NO_TIME) & (listed < first)
-            first = np.where(earlier, listed, first)
-        # In float, as the difference to NO_TIME is no int64.
-        age = (float(events.times[-1]) - first) / DAY
+        age = interactions.item_ages()
         young = (age < self.new_days) & (units < self.enough_units)
         is_new: NDArray[np.bool_] = young | (units == 0)
         return is_new

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_matrix, csr_matrix
 
 from recommenders.catalogue import Catalogue
+from recommenders.instants import DAY, NO_TIME
 
 #: The limit of the service for `unit_id` and `item_id`, in characters.
 MAX_ID_LENGTH = 128
@@ -235,6 +236,30 @@ class Interactions:
         """Return how many units had to do with each item, shape (items,)."""
         counts = np.bincount(self.matrix.indices, minlength=len(self.items))
         return counts.astype(np.float32)
+
+    def item_ages(self) -> NDArray[np.float64]:
+        """Return the days from when each item was first had or listed to the last event.
+
+        Returns
+        -------
+        float64 array, shape (items,)
+            The earlier of the two; inf where neither is known.
+
+        Raises
+        ------
+        ValueError
+            When the times of the interactions are not known.
+        """
+        events = self.timed("the age of a product")
+        first = np.full(len(self.items), np.inf)
+        had, places = np.unique(events.items, return_index=True)
+        first[had] = events.times[places]
+        if self.catalogue is not None:
+            listed = self.catalogue.listed_at
+            known = np.where(listed == NO_TIME, np.inf, listed.astype(np.float64))
+            first = np.minimum(first, known)
+        ages = (events.times[-1] - first) / DAY
+        return np.where(np.isinf(first), np.inf, ages)
 
     def timed(self, who: str) -> Events:
         """Return the events, for a recommender that can't do without.

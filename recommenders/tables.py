@@ -51,13 +51,14 @@ def read_interactions(path: Path) -> pd.DataFrame:
     path : Path
         With the columns ``unit_id``, ``item_id`` (text or integers), ``occurred_at``
         (ISO 8601 or a timestamp; UTC where no offset is given), and optionally
-        ``weight`` (a number > 0 such as a quantity; 1 when there is no such column).
+        ``weight`` (a number > 0 such as a quantity; 1 when there is no such column) and
+        ``market`` (text).
 
     Returns
     -------
     DataFrame
         Columns ``unit_id`` and ``item_id`` as text, ``occurred_at`` in UTC, ``weight``
-        as float64; rows as in the file.
+        as float64, and ``market`` as text where the file has it; rows as in the file.
 
     Raises
     ------
@@ -66,7 +67,7 @@ def read_interactions(path: Path) -> pd.DataFrame:
         values; it names up to 10 of them with row (the first after the header is 1),
         column, value and rule.
     """
-    table = _read(path, ("unit_id", "item_id", "occurred_at"), ("weight",))
+    table = _read(path, ("unit_id", "item_id", "occurred_at"), ("weight", "market"))
     problems = _Problems(path=path)
     columns = {
         "unit_id": _ids(table["unit_id"], "unit_id", problems),
@@ -76,6 +77,8 @@ def read_interactions(path: Path) -> pd.DataFrame:
         if "weight" in table.column_names
         else np.ones(table.num_rows),
     }
+    if "market" in table.column_names:
+        columns["market"] = _texts(table["market"])
     problems.raise_any()
     return pd.DataFrame(columns)
 

@@ -166,6 +166,17 @@ def to_matrix(
     )
 
 
+def unit_groups(interactions: pd.DataFrame, data: Interactions) -> dict[str, list[str]]:
+    """Return the market of each unit, its last one, where the interactions have it."""
+    if "market" not in interactions:
+        return {}
+    last = interactions.sort_values("occurred_at", kind="stable").dropna(
+        subset=["market"]
+    )
+    market_of = last.groupby("unit_id")["market"].last().to_dict()
+    return {"market": [market_of.get(unit, "unknown") for unit in data.units]}
+
+
 def default_test_start(interactions: pd.DataFrame) -> datetime:
     """Return the instant before which `LEARNED_SHARE` of the interactions lie."""
     instants = interactions["occurred_at"]

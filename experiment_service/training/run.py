@@ -24,6 +24,7 @@ from experiment_service.training.data import (
     digest,
     time_range,
     to_matrix,
+    unit_groups,
 )
 from experiment_service.training.publishing import (
     Candidate,
@@ -195,9 +196,10 @@ def _judge(
     held_out = hold_out(known, later, since=test_since)
     trained = recommender.fit(known, rng)
     trained = replace(trained, rules=prepare(steps, known, now=test_since))
+    groups = unit_groups(earlier, known)
     return [
-        evaluate(trained, held_out, repeats="allowed"),
-        evaluate(trained, held_out, repeats="new only"),
+        evaluate(trained, held_out, repeats="allowed", rng=rng, groups=groups),
+        evaluate(trained, held_out, repeats="new only", rng=rng, groups=groups),
     ]
 
 
@@ -241,10 +243,15 @@ def _metrics(
         }
     }
     for each in evaluations:
-        metrics[f"repeats {each.repeats}"] = {
-            key: None
-            if isinstance(value, float) and not math.isfinite(value)
-            else value
-            for key, value in asdict(each).items()
-        }
+        metrics[f"repeats {each.repeats}"] = _finite(asdict(each))
     return metrics
+
+
+def _finite(value: Any) -> Any:  # noqa: ANN401 - a document
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
