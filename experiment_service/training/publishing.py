@@ -13,13 +13,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from sqlalchemy import Connection, Engine
 
 from experiment_service.errors import InvalidState, Unavailable
 from experiment_service.storage import models
 from experiment_service.storage.database import transaction
 from experiment_service.storage.models import ModelStatus, ModelVersion
-from recommenders.checklist import Check
+from recommenders.checklist import Check, Previous
 from recommenders.interactions import IntArray, Interactions
 from recommenders.lists import PARTIAL_SUFFIX, PublishedLists, publish_lists
 
@@ -27,6 +28,9 @@ log = logging.getLogger(__name__)
 
 #: Folder of all models below the data directory.
 MODELS = "models"
+
+#: Units whose lists are compared with those of the version that serves, about.
+COMPARED_UNITS = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -101,6 +105,49 @@ def store_version(
             reason="; ".join(failed) or "every check passed",
             now=now,
         )
+
+
+def live_lists(
+    engine: Engine,
+    data_dir: Path,
+    name: str,
+    recommender: str,
+    parameters: Mapping[str, Any],
+    *,
+    data: Interactions,
+) -> Previous | None:
+    """Return lists of the version that serves, where a new one should be like it.
+
+    That is where both are of one recommender, with the same parameters and re-ranking;
+    None elsewhere, and where the lists can't be read: to be trained again is the cure.
+    """
+    with transaction(engine) as connection:
+        serving = models.live_models(connection).get(name)
+        if serving is None:
+            return None
+        live = models.get_version(connection, name, serving.version)
+    if live.recommender != recommender:
+        return None
+    same = ("recommender", "reranking", "depth", "exclude_seen")
+    if any(live.parameters.get(key) != parameters[key] for key in same):
+        return None
+    try:
+        lists = PublishedLists.open(data_dir / live.artifact)
+    except ValueError as error:
+        log.warning("not compared model=%s reason=%s", live.label, error)
+        return None
+    step = max(1, len(data.units) // COMPARED_UNITS)
+    rows, made = [], []
+    for row in range(0, len(data.units), step):
+        items = lists.for_unit(data.units.ids[row])
+        if items is not None:
+            padded = np.full(lists.depth, -1, dtype=np.int32)
+            padded[: len(items)] = data.items.rows(items)
+            rows.append(row)
+            made.append(padded)
+    if not rows:
+        return None
+    return Previous(rows=np.array(rows, dtype=np.int32), lists=np.stack(made))
 
 
 def _check_document(check: Check) -> dict[str, Any]:

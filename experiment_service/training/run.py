@@ -3,6 +3,8 @@
 import json
 import logging
 import math
+import resource
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import datetime
@@ -11,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import psutil
 from sqlalchemy import Engine
 
 from experiment_service.domain.event import MAX_POSITION
@@ -29,11 +32,12 @@ from experiment_service.training.data import (
 from experiment_service.training.publishing import (
     Candidate,
     CandidateLists,
+    live_lists,
     store_version,
 )
 from recommenders import build_recommender, describe
 from recommenders.base import Recommender, TrainedRecommender
-from recommenders.checklist import check_lists
+from recommenders.checklist import Cost, check_lists
 from recommenders.evaluation import Evaluation, evaluate, hold_out
 from recommenders.interactions import IntArray, Interactions
 from recommenders.rerank import Step, build_steps, prepare
@@ -141,24 +145,37 @@ def train(
         trained = built.fit(data, learning)
         trained = replace(trained, rules=prepare(steps, data, now=now))
         progress(f"making lists of {name} for {len(data.units)} units")
+        started = time.perf_counter()
         lists = _make_lists(
             trained, depth, exclude_seen=exclude_seen, with_related=with_related
         )
+        cost = _cost(time.perf_counter() - started, lists)
     data_from, data_to = time_range(interactions)
+    document = {
+        "recommender": describe(built),
+        "reranking": declared,
+        "depth": depth,
+        "exclude_seen": exclude_seen,
+        "with_related": with_related,
+        "test_since": test_since.isoformat(),
+        "seed": seed,
+    }
     candidate = Candidate(
         name=name,
         recommender=recommender,
-        parameters={
-            "recommender": describe(built),
-            "reranking": declared,
-            "depth": depth,
-            "exclude_seen": exclude_seen,
-            "with_related": with_related,
-            "test_since": test_since.isoformat(),
-            "seed": seed,
-        },
+        parameters=document,
         metrics=_metrics(evaluations, len(interactions), data),
-        checks=check_lists(trained, lists.units, lists.default, evaluations),
+        checks=check_lists(
+            trained,
+            lists.units,
+            lists.default,
+            evaluations,
+            related=lists.related,
+            previous=live_lists(
+                engine, data_dir, name, recommender, document, data=data
+            ),
+            cost=cost,
+        ),
         data_from=data_from,
         data_to=data_to,
         data_digest=digest(interactions),
@@ -228,6 +245,17 @@ def _make_lists(
         related=in_blocks(len(data.items), related)
         if with_related and trained.capabilities.context_item
         else None,
+    )
+
+
+def _cost(seconds: float, lists: CandidateLists) -> Cost:
+    related = 0 if lists.related is None else len(lists.related)
+    return Cost(
+        seconds=seconds,
+        lists=len(lists.units) + related,
+        # Linux counts in KiB.
+        memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        available=psutil.virtual_memory().total,
     )
 
 

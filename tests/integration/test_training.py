@@ -166,6 +166,7 @@ def test_all_facts_are_stored(run):
     }
     since = data["occurred_at"].sort_values().iloc[2400].isoformat()
     assert version.parameters == {
+        "reranking": [],
         "depth": DEPTH,
         "exclude_seen": False,
         "with_related": True,
@@ -292,8 +293,39 @@ def test_a_personal_recommender_that_says_the_same_to_all_is_rejected(run, monke
     assert version.status is ModelStatus.REJECTED
     assert version.reason == (
         "distinct items in all lists is 10, must be at least 11; "
-        "share of lists that are not the default list is 0, must be at least 0.5"
+        "share of lists that are not the default list is 0, must be at least 0.5; "
+        "share of the first places for the 10 items shown most is 1, must be at most 0.9"
     )
+
+
+def test_lists_unlike_those_that_serve_are_rejected(run, engine):
+    """The same recommender with the same parameters, on data of other tastes."""
+    first = run()
+    swapped = shop().assign(
+        item_id=lambda d: d["item_id"].map(
+            {f"item-{n}": f"item-{n ^ 1}" for n in range(ITEMS)}
+        )
+    )
+    version = run(interactions=swapped)
+    assert version.status is ModelStatus.REJECTED
+    assert "places as in the version that serves (40 units) is 0" in version.reason
+    assert live(engine)["item_knn"].version == first.version
+    assert run(interactions=swapped, parameters={"neighbours": 20}).status == "live", (
+        "with other parameters it may differ"
+    )
+
+
+def test_a_version_tells_its_figures_by_market_and_what_its_lists_cost(run):
+    shares = shop().assign(market=lambda d: np.where(d.index % 2, "de", None))
+    version = run(interactions=shares)
+    slices = version.metrics["repeats allowed"]["slices"]
+    assert {each["name"] for each in slices if each["kind"] == "market"} == {"de"}
+    assert {each["kind"] for each in slices} >= {"history", "product", "category"}
+    interval = version.metrics["repeats allowed"]["intervals"]["ndcg"]
+    assert interval["low"] < interval["value"] < interval["high"]
+    checks = {check["name"]: check for check in version.checklist}
+    assert 0 < checks["seconds to make 1,000 lists"]["value"] < 60
+    assert checks["share of sessions with an answer"]["passed"]
 
 
 # Data
