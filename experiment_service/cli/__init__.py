@@ -44,6 +44,7 @@ COMMANDS: Mapping[str, Mapping[str, str]] = {
         "models": "list model versions",
         "rollback": "serve a former version again",
     },
+    "searches:add_search": {"search": "search for better parameters"},
     "reports:add_report": {"report": "print the report"},
     "plans:add_plan": {
         "plan": "say how many units and days a test needs, and what it can see by when"

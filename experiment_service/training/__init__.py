@@ -12,11 +12,13 @@ from experiment_service.training.data import (
 )
 from experiment_service.training.publishing import roll_back
 from experiment_service.training.run import train
+from experiment_service.training.search import search_parameters
 
 __all__ = [
     "load_catalogue",
     "load_interactions",
     "pseudonymised",
     "roll_back",
+    "search_parameters",
     "train",
 ]

@@ -44,6 +44,7 @@ def load_interactions(
     *,
     catalogue: Path | None = None,
     cut: datetime | None = None,
+    counted_before: datetime | None = None,
 ) -> pd.DataFrame:
     """Load what to train on.
 
@@ -57,6 +58,9 @@ def load_interactions(
         items that are not listed, such as those no longer sold, are left out.
     cut : datetime, optional
         Only what lies before it is kept.
+    counted_before : datetime, optional
+        Start of a test period: of the Complete Journey, products count as rare by what
+        lies before; at `cut` when left out.
 
     Raises
     ------
@@ -65,7 +69,9 @@ def load_interactions(
     """
     with as_invalid_request():
         if path is None:
-            loaded = complete_journey.load_interactions(counted_before=cut)
+            loaded = complete_journey.load_interactions(
+                counted_before=counted_before or cut
+            )
         else:
             loaded = read_interactions(path)
         if cut is not None:

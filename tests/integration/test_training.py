@@ -188,9 +188,9 @@ def test_all_facts_are_stored(run):
     assert version.data_to == data["occurred_at"].max().to_pydatetime()
     assert version.data_digest == digest(data)
     assert version.code_version == "1.2.3"
-    assert len(version.checklist) == 7
+    assert len(version.checklist) == 11
     for check in version.checklist:
-        assert set(check) == {"name", "value", "threshold", "rule", "passed"}
+        assert set(check) == {"name", "value", "threshold", "rule", "slice", "passed"}
         assert check["passed"] is True
 
 
