@@ -53,6 +53,8 @@ FIGURES = [
         (0.216, 0.063, 0.250, 0.741, 0.284),
         (0.0396, 0.0166, 0.0433, 0.290, 0.073),
     ),
+    # Equal counts go by row, which differs, and the last places are full of them.
+    ("own_frequent", {}, OWN, (0.354, 0.104, 0.403, 0.825, 0.330), None),
     # Another seed and other solvers give other factors.
     (
         "als",
@@ -116,6 +118,8 @@ def test_the_figures_are_those_of_the_reference(split, case):
     recommender = build_recommender(name, parameters)
     trained = recommender.fit(interactions, np.random.default_rng(1))
     for repeats, expected in (("allowed", allowed), ("new only", new_only)):
+        if expected is None:
+            continue
         got = evaluate(trained, held_out, k=10, repeats=repeats)
         figures = (got.precision, got.recall, got.ndcg, got.hit_rate, got.coverage)
         assert figures == pytest.approx(expected, abs=tolerance), repeats
