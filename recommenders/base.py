@@ -223,12 +223,24 @@ class TrainedRecommender:
         What it learned.
     rules : Rules
         Filters and re-rankers; none by default.
+    never : int array
+        Items that no list can hold: hidden, or had by nobody and so of no use to a
+        recommender without `cold_items`.
     """
 
     recommender: Recommender
     interactions: Interactions
     scorer: Scorer
     rules: Rules = field(default_factory=Rules)
+    never: NDArray[np.intp] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        never = np.zeros(len(self.interactions.items), dtype=bool)
+        if not self.capabilities.cold_items:
+            never |= self.interactions.item_units() == 0
+        if self.rules.hidden is not None:
+            never |= self.rules.hidden
+        object.__setattr__(self, "never", np.flatnonzero(never))
 
     @property
     def capabilities(self) -> Capabilities:
@@ -382,15 +394,6 @@ class TrainedRecommender:
         made = self._lists(len(rows), k, of, ())
         return made.items, made.scores
 
-    def never(self) -> NDArray[np.bool_]:
-        """Return what no list can hold, shape (items,): hidden, or cold and no use."""
-        never = np.zeros(len(self.interactions.items), dtype=bool)
-        if not self.capabilities.cold_items:
-            never |= self.interactions.item_units() == 0
-        if self.rules.hidden is not None:
-            never |= self.rules.hidden
-        return never
-
     def _lists(
         self,
         n: int,
@@ -401,12 +404,11 @@ class TrainedRecommender:
         _check_k(k)
         made = _empty(n, k, self.scorer)
         depth = k * max((step.candidates for step in rerankers), default=1)
-        never = np.flatnonzero(self.never())
         step = max(1, BLOCK_SCORES // len(self.interactions.items))
         for start in range(0, n, step):
             block = slice(start, start + step)
             scored = of(block)
-            self._hide(scored, never)
+            self._hide(scored)
             lists = self._best(scored, depth)
             for reranker in rerankers:
                 lists = reranker.rerank(lists, k, scored.units, scored.seen)
@@ -418,13 +420,13 @@ class TrainedRecommender:
                 made = replace(made, labels=lists.labels)
         return made
 
-    def _hide(self, scored: "_Scored", never: NDArray[np.intp]) -> None:
+    def _hide(self, scored: "_Scored") -> None:
         """Take out what must not be shown; nothing else in the project does."""
         scores, seen = scored.scores, scored.seen
         if self.rules.boosts is not None:
             scores += self.rules.boosts * _range(scores)
-        if never.size:
-            scores[:, never] = -np.inf
+        if self.never.size:
+            scores[:, self.never] = -np.inf
         if seen is not None:
             owners = np.repeat(np.arange(len(scores)), np.diff(seen.indptr))
             scores[owners, seen.indices] = -np.inf

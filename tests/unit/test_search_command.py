@@ -71,3 +71,20 @@ def test_what_can_not_be_searched_is_refused(files, capsys):
     ):
         assert run(files, *options) == 2
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{step: mmr}", "must hold a list of steps"),
+        ("[{step: mmr", "can't be read"),
+        (None, "can't be read"),
+    ],
+)
+def test_reranking_that_can_not_be_read_is_refused(files, capsys, text, message):
+    steps = files / "steps.yaml"
+    if text is not None:
+        steps.write_text(text)
+    data = ["--interactions", str(files / "purchases.csv"), "--reranking", str(steps)]
+    assert main(["train", "popularity", *data]) == 2
+    assert message in capsys.readouterr().err

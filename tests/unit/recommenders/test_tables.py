@@ -259,6 +259,16 @@ def test_bad_values_of_a_parquet_file_are_refused(parquet_file, changed, message
     assert message in refusal(read_interactions, path)
 
 
+def test_a_market_is_read_where_the_file_has_one(csv_file):
+    columns = "unit_id,item_id,occurred_at,market"
+    table = read_interactions(
+        csv_file(f"{columns}\nu,i,2026-01-01, de \nu,i,2026-01-02,\n")
+    )
+    assert table.columns.tolist()[-1] == "market"
+    assert table["market"].tolist()[0] == "de"
+    assert table["market"].isna().tolist() == [False, True]
+
+
 # The catalogue
 
 
