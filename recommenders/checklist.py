@@ -201,9 +201,11 @@ def check_lists(
         *_personal_checks(trained, depth, seen, seen.personal / len(lists)),
     ]
     if trained.interactions.catalogue is not None:
-        checks += _catalogue_checks(
-            trained.interactions, trained.interactions.catalogue, seen.first
-        )
+        catalogue = trained.interactions.catalogue
+        checks += _price_checks(trained.interactions, catalogue, seen.first)
+        # One list for all has room for a few categories only, and may not be judged so.
+        if not trained.capabilities.cold_units:
+            checks += _category_checks(trained.interactions, catalogue, seen.first)
     if previous is not None and len(previous.rows):
         checks.append(_overlap_check(lists, previous))
     if cost is not None:
@@ -363,10 +365,10 @@ def _personal_checks(
     ]
 
 
-def _catalogue_checks(
+def _price_checks(
     interactions: Interactions, catalogue: Catalogue, counts: NDArray[np.int64]
 ) -> list[Check]:
-    """Check prices and categories of the first places, given how often each is there."""
+    """Check prices of the first places, given how often each item is there."""
     had = interactions.item_units()
     checks = []
     prices = catalogue.prices
@@ -388,17 +390,23 @@ def _catalogue_checks(
                 rule="at most",
             ),
         ]
-    codes = catalogue.category_codes
-    if (codes >= 0).any():
-        checks.append(
-            Check(
-                name="distance of the categories shown from those had",
-                value=_category_shift(interactions, counts, codes),
-                threshold=MAX_CATEGORY_SHIFT,
-                rule="at most",
-            )
-        )
     return checks
+
+
+def _category_checks(
+    interactions: Interactions, catalogue: Catalogue, counts: NDArray[np.int64]
+) -> list[Check]:
+    codes = catalogue.category_codes
+    if not (codes >= 0).any():
+        return []
+    return [
+        Check(
+            name="distance of the categories shown from those had",
+            value=_category_shift(interactions, counts, codes),
+            threshold=MAX_CATEGORY_SHIFT,
+            rule="at most",
+        )
+    ]
 
 
 def _median(values: NDArray[np.float64], counts: NDArray[np.number]) -> float:

@@ -268,6 +268,16 @@ def test_other_prices_and_categories_than_units_buy_fail():
     )
 
 
+def test_one_list_for_all_has_no_room_for_every_category():
+    model = described()
+    popular = build_recommender("popularity", {}).fit(
+        model.interactions, np.random.default_rng(0)
+    )
+    lists = np.tile(DEFAULT + 20, (UNITS, 1)).astype(np.int32)
+    failing = bad(check_lists(popular, lists, DEFAULT, [EVALUATION]))
+    assert list(failing) == ["times that median prices shown and had differ"]
+
+
 def test_too_many_free_items_fail():
     free = CATALOGUE.assign(price=[0.0 if n < 2 else 5.0 for n in range(ITEMS)])
     checks = check_lists(described(free), lists_of(range(20)), DEFAULT, [EVALUATION])
