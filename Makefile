@@ -50,6 +50,7 @@ test-slow: $(INSTALLED) ## calibration of the statistics by simulation
 bench: $(INSTALLED) ## speed beside a floor measured in the same run
 	$(BIN)/python tests/benchmarks/bench_http.py
 	$(BIN)/python tests/benchmarks/bench_serving.py
+	$(BIN)/python tests/benchmarks/bench_ingestion.py
 	$(BIN)/python tests/benchmarks/bench_probability.py
 	$(BIN)/python tests/benchmarks/bench_pages.py
 	$(BIN)/python tests/benchmarks/bench_replay.py

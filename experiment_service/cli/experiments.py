@@ -48,6 +48,12 @@ def add_experiments(commands: Any) -> None:  # noqa: ANN401 - argparse names no 
 
     create = add("create", _create, "create an experiment from a file", key=False)
     create.add_argument("file", type=Path, help="YAML or JSON; - reads standard input")
+    create.add_argument(
+        "--metrics",
+        type=Path,
+        metavar="FILE",
+        help="a list of metrics that several experiments share",
+    )
     create.add_argument("--start", action="store_true", help="start it at once")
     add("list", _list, "list experiments", key=False)
     add("show", _show, "show an experiment, its epochs and its history")
@@ -72,7 +78,12 @@ def add_experiments(commands: Any) -> None:  # noqa: ANN401 - argparse names no 
 
 
 def _create(settings: Settings, parsed: argparse.Namespace) -> None:
-    declaration = parse_declaration(_read_document(parsed.file))
+    document = _read_document(parsed.file)
+    if parsed.metrics is not None:
+        document = _with_shared(
+            document, _read_document(parsed.metrics), parsed.metrics
+        )
+    declaration = parse_declaration(document)
     overrides = Pseudonyms(settings.unit_key).of_keys(declaration.overrides)
     declaration = replace(declaration, overrides=overrides)
     with open_engine(settings) as engine, transaction(engine) as connection:
@@ -82,6 +93,18 @@ def _create(settings: Settings, parsed: argparse.Namespace) -> None:
                 connection, declaration.key, actor=actor(), now=clock()
             )
     print(f"{declaration.key}: {'running' if parsed.start else 'draft'}")
+
+
+def _with_shared(document: object, shared: object, file: Path) -> object:
+    """Put shared metrics before the experiment's own."""
+    if not isinstance(shared, list):
+        raise InvalidRequest(
+            f"{file} holds a {type(shared).__name__}; it must be a list of metrics"
+        )
+    if not isinstance(document, dict):
+        return document
+    own = document.get("metrics") or []
+    return {**document, "metrics": [*shared, *own] if isinstance(own, list) else own}
 
 
 def _read_document(file: Path) -> object:

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import yaml
 
 from experiment_service.cli import main
 from tests.integration.test_reallocation import make_live
@@ -71,6 +72,7 @@ def test_the_life_of_an_experiment(run):
         "set_overrides",
     ]
     assert "Visitor interaction rate" in run("report", "home")[1]
+    assert "carry no attributes" in run("report", "home", "--segments")[1]
     assert json.loads(run("report", "home", "--json")[1])["facts"]["key"] == "home"
     assert run("rebuild-outcomes", "home")[0] == 0
     assert run("set-placement", "cart", "popularity")[0] == 0
@@ -188,3 +190,27 @@ def test_a_unit_is_erased_and_testers_are_pseudonyms(run, monkeypatch):
     assert "tester" not in shown
     assert "decided by  override" in run("explain", "home", "tester")[1]
     assert refused(run("erase", ""), "unit_id has 0 characters")
+
+
+METRIC = {"name": "shoes", "title": "Shoes", "kind": "mean", "event_kinds": ["click"]}
+
+
+@pytest.mark.usefixtures("live_model")
+def test_metrics_of_a_shared_file_come_before_the_experiment_s_own(run, tmp_path):
+    file, shared = tmp_path / "home.json", tmp_path / "metrics.yaml"
+    own = {**METRIC, "name": "hats", "categories": ["hats"]}
+    file.write_text(json.dumps({**yaml.safe_load(HOME), "metrics": [own]}))
+    shared.write_text(json.dumps([{**METRIC, "categories": ["shoes", "boots"]}]))
+    assert run("create", file, "--metrics", shared)[0] == 0
+    metrics = json.loads(run("show", "home")[1])["declaration"]["metrics"]
+    assert [each["name"] for each in metrics] == ["shoes", "hats"]
+    assert metrics[0]["categories"] == ["shoes", "boots"]
+
+
+def test_a_shared_file_that_is_no_list_is_refused(run, tmp_path):
+    file, shared = tmp_path / "home.json", tmp_path / "metrics.yaml"
+    file.write_text(HOME)
+    shared.write_text("metrics: {}")
+    assert refused(
+        run("create", file, "--metrics", shared), "must be a list of metrics"
+    )

@@ -573,9 +573,12 @@ RAW = {
 def test_broken_http_is_refused_and_serving_goes_on(running_shop, name):
     address = urlsplit(running_shop.address)
     with socket.create_connection((address.hostname, address.port), 5) as connection:
-        connection.sendall(RAW[name])
-        connection.shutdown(socket.SHUT_WR)
-        status = connection.recv(65_536).split(b"\r\n")[0]
+        status = b""
+        # A server that has heard enough closes, whatever is still on its way.
+        with contextlib.suppress(OSError):
+            connection.sendall(RAW[name])
+            connection.shutdown(socket.SHUT_WR)
+            status = connection.recv(65_536).split(b"\r\n")[0]
     assert b" 4" in status or status == b""
     assert running_shop.post(RECOMMEND, GOOD).status_code == 200
 
