@@ -70,7 +70,7 @@ def _train(settings: Settings, parsed: argparse.Namespace) -> None:
         interactions = training.pseudonymised(
             interactions, Pseudonyms(settings.unit_key)
         )
-    catalogue = _catalogue(parsed)
+    catalogue = _catalogue(parsed, interactions)
     reranking = () if parsed.reranking is None else _steps(parsed.reranking)
     rejected = []
     with open_engine(settings) as engine:
@@ -101,10 +101,12 @@ def _train(settings: Settings, parsed: argparse.Namespace) -> None:
         )
 
 
-def _catalogue(parsed: argparse.Namespace) -> pd.DataFrame | None:
+def _catalogue(
+    parsed: argparse.Namespace, interactions: pd.DataFrame
+) -> pd.DataFrame | None:
     if parsed.catalogue is None and not parsed.complete_journey:
         return None
-    return training.load_catalogue(parsed.catalogue)
+    return training.load_catalogue(parsed.catalogue, interactions=interactions)
 
 
 def _steps(path: Path) -> list[dict[str, object]]:

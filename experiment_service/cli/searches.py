@@ -52,7 +52,7 @@ def _search(_: Settings, parsed: argparse.Namespace) -> None:
     )
     catalogue = None
     if parsed.complete_journey or parsed.catalogue is not None:
-        catalogue = training.load_catalogue(parsed.catalogue)
+        catalogue = training.load_catalogue(parsed.catalogue, interactions=interactions)
     try:
         goal = Goal(
             measure=parsed.measure,

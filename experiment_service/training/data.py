@@ -129,7 +129,7 @@ def check_interactions(interactions: pd.DataFrame, *, now: datetime) -> None:
             )
 
 
-def load_catalogue(path: Path | None) -> pd.DataFrame:
+def load_catalogue(path: Path | None, *, interactions: pd.DataFrame) -> pd.DataFrame:
     """Load what is known of the items.
 
     Parameters
@@ -137,6 +137,9 @@ def load_catalogue(path: Path | None) -> pd.DataFrame:
     path : Path or None
         CSV or Parquet as of `recommenders.tables.read_catalogue`; None loads that of
         the Complete Journey.
+    interactions : DataFrame
+        Of the Complete Journey, only its products: the others are those left out as
+        rare, and no new ones.
 
     Raises
     ------
@@ -144,9 +147,10 @@ def load_catalogue(path: Path | None) -> pd.DataFrame:
         When the file can't be read or holds bad values.
     """
     with as_invalid_request():
-        if path is None:
-            return complete_journey.load_catalogue()
-        return read_catalogue(path)
+        if path is not None:
+            return read_catalogue(path)
+        listed = complete_journey.load_catalogue()
+    return listed[listed["item_id"].isin(interactions["item_id"].unique())]
 
 
 def to_matrix(
