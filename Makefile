@@ -36,11 +36,15 @@ demo: $(INSTALLED) ## run everything on real retail data, with shoppers; Ctrl-C 
 # Tests that start processes and watch the clock run alone; the others on all cores.
 PROCESSES := tests/integration/serving tests/acceptance
 ALONE := $(addprefix --ignore=,$(PROCESSES))
+# What runs SQL of its own; the second server has to give the same.
+DATABASE := $(wildcard tests/integration/test_*.py) \
+	tests/integration/reporting/test_reporting.py \
+	tests/integration/reporting/test_adjusted.py
 
 test: $(INSTALLED) browser postgres openfeature promtool ## run all tests but the slow ones, on two PostgreSQL servers
 	$(BIN)/python -m pytest -n auto $(ALONE)
 	$(BIN)/python -m pytest $(PROCESSES)
-	$(BIN)/python -m pytest -n auto $(ALONE) tests/integration --server debian
+	$(BIN)/python -m pytest -n auto $(DATABASE) --server debian
 
 check: $(INSTALLED) lint types imports test ## all that CI runs: format, lint, types, imports, tests
 

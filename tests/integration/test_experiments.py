@@ -85,7 +85,7 @@ def audit(engine, key="home"):
                 ]
             },
             InvalidRequest,
-            "variants.0.recommender is 'oracle'; known recommenders: als,",
+            "variants.0.recommender is 'oracle'; known recommenders: age_routed,",
         ),
         (
             {"kind": "bandit", "policy": {"name": "greedy"}},

@@ -146,7 +146,9 @@ def test_events_reach_the_database_unasked(engine, journal, make, experiment_id)
 
 def test_status_is_a_document(engine, journal):
     document = json.loads(to_json(Writer(journal, engine).status()))
+    assert set(document.pop("batch_counts")) == {0}
     assert document == {
+        "stored": 0,
         "last_success_at": None,
         "last_error": None,
         "depth": 0,
