@@ -33,7 +33,7 @@ setup: $(INSTALLED) ## install what everything else needs into .venv
 demo: $(INSTALLED) ## run everything on real retail data, with shoppers; Ctrl-C stops it
 	@$(BIN)/experiment-service demo
 
-# Tests that start processes and watch the clock run alone; the others on all cores.
+# Tests that start processes and watch the clock run apart from the others, file by file.
 PROCESSES := tests/integration/serving tests/acceptance
 ALONE := $(addprefix --ignore=,$(PROCESSES))
 # What runs SQL of its own; the second server has to give the same.
@@ -43,7 +43,7 @@ DATABASE := $(wildcard tests/integration/test_*.py) \
 
 test: $(INSTALLED) browser postgres openfeature promtool ## run all tests but the slow ones, on two PostgreSQL servers
 	$(BIN)/python -m pytest -n auto $(ALONE)
-	$(BIN)/python -m pytest $(PROCESSES)
+	$(BIN)/python -m pytest -n auto --dist loadfile $(PROCESSES)
 	$(BIN)/python -m pytest -n auto $(DATABASE) --server debian
 
 check: $(INSTALLED) lint types imports test ## all that CI runs: format, lint, types, imports, tests

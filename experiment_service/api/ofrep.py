@@ -18,9 +18,15 @@ from starlette.responses import Response
 
 from experiment_service.api.desk import Document
 from experiment_service.api.failures import Failure, describe
-from experiment_service.api.schemas import AssignmentRequest, ErrorAnswer, storable
+from experiment_service.api.schemas import (
+    PRINTABLE,
+    AssignmentRequest,
+    ErrorAnswer,
+    storable,
+)
 from experiment_service.api.wire import check_content_type
 from experiment_service.domain.event import (
+    MAX_ID_LENGTH,
     AttributeValue,
     check_attributes,
     check_id,
@@ -65,7 +71,12 @@ class EvaluationRequest(BaseModel):
         json_schema_extra={
             "required": ["targetingKey"],
             "properties": {
-                "targetingKey": {"type": "string", "minLength": 1, "maxLength": 128}
+                "targetingKey": {
+                    "type": "string",
+                    "minLength": 1,
+                    "maxLength": MAX_ID_LENGTH,
+                    "pattern": PRINTABLE,
+                }
             },
         }
     )

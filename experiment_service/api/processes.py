@@ -99,8 +99,12 @@ def _lifeline() -> Iterator[Callable[[], None]]:
 
 
 def _fork(serve: Callable[[], None], hold_on: Callable[[], None]) -> int:
+    # The child begins with this process's handlers: a signal that came before it has set
+    # its own would be lost.
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     process = os.fork()
     if process:
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
         return process
     # From here on a process of its own, which must not unwind its parent's stack.
     status = 1
@@ -109,6 +113,7 @@ def _fork(serve: Callable[[], None], hold_on: Callable[[], None]) -> int:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent sends SIGTERM
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
         hold_on()
         serve()
         status = 0

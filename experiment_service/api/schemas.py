@@ -51,7 +51,8 @@ EXPOSURE_EXAMPLE: dict[str, JsonValue] = {
 
 _MAX_DEPTH = 8
 _MAX_WHOLE = 2**63
-_PRINTABLE = r"^[^\x00-\x1f\x7f-\x9f]*$"
+#: No control characters.
+PRINTABLE = r"^[^\x00-\x1f\x7f-\x9f]*$"
 
 
 def _refuse(sentence: str) -> PydanticCustomError:
@@ -91,7 +92,7 @@ def _scalars(name: str) -> AfterValidator:
 
 Identifier = Annotated[
     str,
-    StringConstraints(min_length=1, max_length=MAX_ID_LENGTH, pattern=_PRINTABLE),
+    StringConstraints(min_length=1, max_length=MAX_ID_LENGTH, pattern=PRINTABLE),
 ]
 _SCALARS = Field(
     description="At most 50; each a text, a finite number or a truth value.",

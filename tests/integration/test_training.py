@@ -474,6 +474,8 @@ def test_what_is_wrong_with_a_file_is_said(files):
 # Faults
 
 
+# The threads of one process share the setting that each training lowers for itself.
+@pytest.mark.filterwarnings("ignore:OpenBLAS is configured:RuntimeWarning")
 def test_two_trainings_at_once_are_both_stored(run, engine, tmp_path):
     with ThreadPoolExecutor(4) as threads:
         trained = list(threads.map(lambda seed: run("als", seed=seed), range(4)))

@@ -169,6 +169,7 @@ def test_declared_fields_are_those_of_the_domain():
                 "event_kinds": ["click"],
                 "of": "events",
                 "positions": [1, 2],
+                "categories": ["shoes"],
                 "cap": 5.0,
                 "trigger": "viewed",
                 "direction": "higher",

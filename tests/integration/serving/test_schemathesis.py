@@ -24,7 +24,7 @@ from tests.integration.serving.conftest import (
 )
 
 CONFIG = Path(__file__).with_name("schemathesis.toml")
-SECONDS = 40
+SECONDS = 20
 
 
 @pytest.fixture(scope="module")
