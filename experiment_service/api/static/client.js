@@ -65,13 +65,14 @@ export class ExperimentClient {
   }
 
   // Tell what the shopper did, such as "purchase"; the id makes a repetition count once.
-  track(kind, { id, exposureId, itemId, position, value } = {}) {
+  track(kind, { id, exposureId, itemId, category, position, value } = {}) {
     this.queue.push({
       id: id ?? randomId(),
       kind,
       unit_id: this.unitId,
       exposure_id: exposureId ?? undefined,
       item_id: itemId,
+      category,
       position,
       value,
     });
@@ -113,16 +114,19 @@ class Carousel {
       const item = event.target.closest?.("[data-item-id]");
       if (!item || !element.contains(item)) return;
       const inCart = event.target.closest("[data-add-to-cart]");
-      this.track(inCart ? "add_to_cart" : "click", item.dataset.itemId);
+      this.track(inCart ? "add_to_cart" : "click", item.dataset.itemId, {
+        category: item.dataset.category,
+      });
     });
   }
 
   // Tell what the shopper did with an item of it.
-  track(kind, itemId, value) {
+  track(kind, itemId, { category, value } = {}) {
     const index = this.items.indexOf(itemId);
     this.client.track(kind, {
       exposureId: this.exposureId,
       itemId,
+      category,
       position: index < 0 ? undefined : index + 1,
       value,
     });

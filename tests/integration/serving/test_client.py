@@ -81,6 +81,7 @@ def test_carousels_variants_and_events(common_shop, kind):
                 exposure_id=exposure_id,
                 unit_id=unit,
                 item_id=shown.item_ids[1],
+                category="shoes",
                 position=2,
             )
             client.track("purchase", unit_id=unit, value=9.9)
@@ -95,6 +96,14 @@ def test_carousels_variants_and_events(common_shop, kind):
     for unit in units[:3]:
         assert told(common_shop, unit) == ["click", "purchase"]
     with common_shop.engine.connect() as connection:
+        categories = connection.execute(
+            text(
+                """SELECT DISTINCT category FROM interaction
+                WHERE kind = 'click' AND unit_id = ANY(:u)"""
+            ),
+            {"u": units},
+        ).scalars()
+        assert list(categories) == ["shoes"]
         viewed = connection.execute(
             text(
                 """SELECT count(*) FROM interaction i JOIN exposure e
