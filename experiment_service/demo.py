@@ -298,6 +298,7 @@ really bought in the weeks after the recommenders were trained: nothing is plant
               Bandit: offers-carousel, weights move every 20 s
               Planning: how long the next test takes on this traffic
               Replay: what another policy would have earned
+              Models: which versions there are, and what serves where
               Health: events, lag, and what could make the numbers wrong
   API         {api}/docs
   Logs        {settings.data_dir}/serve.log, worker.log, dashboard.log
