@@ -3,7 +3,7 @@
 Every text that comes from data is escaped.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 
 from dashboard import formats, sparkline
@@ -261,19 +261,62 @@ def metrics_table(report: Report, metrics: Sequence[MetricReport]) -> str:
 
 
 def methods_table(metric: MetricReport) -> str:
-    """List the methods behind a metric's numbers, what makes them hold, and refusals."""
-    rows: dict[tuple[str, str], None] = {}
-    for result in metric.variants:
-        rows[_method("Value, any time", result.any_time)] = None
-        rows[_method("Value, one look", result.planned)] = None
-    for each in metric.comparisons:
-        rows[_method("Difference, any time", each.any_time)] = None
-        rows[_method("Difference, one look", each.planned)] = None
-        rows[_method("Lift, one look", each.lift_planned)] = None
-    ordered = sorted(rows, key=lambda row: row[0])
+    """List the methods behind a metric's numbers, what makes them hold, and refusals.
+
+    And what they cost in width: beside one look, and by weighting units unequally.
+    """
+    shown: dict[str, list[tuple[Estimate, Estimate | None]]] = {
+        "Value, any time": [(each.any_time, each.planned) for each in metric.variants],
+        "Value, one look": [(each.planned, None) for each in metric.variants],
+        "Difference, any time": [
+            (each.any_time, each.planned) for each in metric.comparisons
+        ],
+        "Difference, one look": [(each.planned, None) for each in metric.comparisons],
+        "Lift, one look": [(each.lift_planned, None) for each in metric.comparisons],
+    }
+    rows: dict[tuple[str, str, str], None] = {}
+    for number, estimates in sorted(shown.items()):
+        cost = _cost(estimates)
+        for estimate, _ in estimates:
+            given = formats.given(estimate) is not None
+            rows[*_method(number, estimate), cost if given else formats.NOTHING] = None
     return table(
-        ("Number", "Method and when it holds"), ordered, caption="Where they come from"
+        ("Number", "Method and when it holds", "What it costs in width"),
+        list(rows),
+        caption="Where they come from",
     )
+
+
+def _cost(estimates: Sequence[tuple[Estimate, Estimate | None]]) -> str:
+    """Say how wide intervals are beside those of one look, and by how many units."""
+    ratios = [
+        (watched.high - watched.low) / (once.high - once.low)
+        for watched, once in estimates
+        if isinstance(watched, Interval)
+        and isinstance(once, Interval)
+        and once.high > once.low
+    ]
+    sizes = [
+        each.overlap.effective_sample_size
+        for each, _ in estimates
+        if isinstance(each, Interval) and each.overlap is not None
+    ]
+    parts = []
+    if ratios:
+        parts.append(
+            f"{_span(f'{ratio:.1f}' for ratio in sorted(ratios))} times that of one look"
+        )
+    if sizes:
+        units = _span(formats.count(size) for size in sorted(sizes))
+        parts.append(f"as wide as {units} units of the smaller variant, weighted alike")
+    return "; ".join(parts) or formats.NOTHING
+
+
+def _span(values: Iterable[str]) -> str:
+    """Write the first and the last of several values, once if they are the same."""
+    ordered = list(values)
+    low, high = ordered[0], ordered[-1]
+    return low if low == high else f"{low} to {high}"
 
 
 def checks_table(checks: Sequence[Check]) -> str:

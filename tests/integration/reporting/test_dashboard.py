@@ -172,6 +172,19 @@ def test_another_metric_can_be_chosen(shop, open_page):
     assert table(test, "Clicks per visitor by variant")
 
 
+@pytest.mark.parametrize("page", [HOME, CART])
+def test_methods_say_what_they_cost_in_width(shop, open_page, page):
+    test = open_page("experiment", shop.url, page)
+    costs = {row[0]: row[2] for row in table(test, "Where they come from")[1:]}
+    times = re.fullmatch(
+        r"(\d\.\d)( to \d\.\d)? times that of one look.*",
+        costs["Difference, any time"],
+    )
+    # A confidence sequence is wider than an interval for one look, but not by far.
+    assert 1.2 < float(times[1]) < 4
+    assert ("weighted alike" in costs["Difference, one look"]) == (page == CART)
+
+
 def test_effects_are_shown_by_attribute_of_visitors(shop, open_page):
     test = open_page("experiment", shop.url, HOME)
     (row,) = table(test, "is the same at all levels")[1:]
