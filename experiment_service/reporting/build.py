@@ -182,9 +182,11 @@ def _build(
     # Facts, checks and policy are of all units, whichever the numbers are of.
     all_rewards, all_data, whole = rewards, data[reward.name], reports[0]
     if days is not None or group is not None:
-        all_rewards = reads.moments_by_metric(
-            connection, experiment, [reward], cutoff=as_of
-        )[reward.name]
+        if group is not None:
+            all_cells = reads.moments_by_metric(
+                connection, experiment, [reward], cutoff=as_of
+            )
+        all_rewards = all_cells[reward.name]
         all_data = metric_data(reward, all_rewards, traffic.epochs)
         whole = metric_report(experiment, reward, all_rewards, all_data, level=level)
     facts = facts_of(experiment, traffic, as_of=as_of)

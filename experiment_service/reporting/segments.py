@@ -5,7 +5,7 @@ are corrected for all attributes and variants: who looks at many segments finds 
 stand out.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 
@@ -13,7 +13,7 @@ from sqlalchemy import Connection
 
 from experiment_service.analysis.heterogeneity import Heterogeneity, heterogeneity
 from experiment_service.analysis.significance import corrected
-from experiment_service.domain.experiment import Experiment
+from experiment_service.domain.experiment import Epoch, Experiment
 from experiment_service.reporting.metrics import (
     contrast,
     metric_data,
@@ -55,8 +55,9 @@ def build_segments(
     """
     experiment = storage.get_experiment(connection, key)
     names = reads.attributes_logged(connection, experiment)
+    epochs = storage.list_epochs(connection, experiment.id)
     reports = [
-        _by_attribute(connection, experiment, name, as_of, level)
+        _by_attribute(connection, experiment, epochs, name, as_of=as_of, level=level)
         for name in names[:MOST_ATTRIBUTES]
     ]
     return SegmentsReport(
@@ -71,12 +72,13 @@ def build_segments(
 def _by_attribute(
     connection: Connection,
     experiment: Experiment,
+    epochs: Sequence[Epoch],
     attribute: str,
+    *,
     as_of: datetime,
     level: float,
 ) -> AttributeReport:
     metric = experiment.declaration.reward
-    epochs = storage.list_epochs(connection, experiment.id)
     cells = reads.moments_by_level(
         connection,
         experiment,

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from typing import NamedTuple
-from uuid import UUID
 
 from sqlalchemy import (
     Connection,
@@ -24,6 +23,7 @@ from sqlalchemy import (
 
 from experiment_service.domain.experiment import Experiment
 from experiment_service.storage import schema
+from experiment_service.storage.partitions import first_id
 
 _LATEST_EXPOSURES = 1000
 _NEWEST_EXPOSURES = 20
@@ -306,7 +306,7 @@ def orphan_count(connection: Connection, *, since: datetime) -> OrphanCount:
             func.count().filter(made.c.id.is_(None)).label("orphans"),
         )
         .select_from(done.outerjoin(made, made.c.id == done.c.exposure_id))
-        .where(done.c.exposure_id >= _first_id(since))
+        .where(done.c.exposure_id >= first_id(since))
     ).one()
     return OrphanCount(interactions=row.interactions, orphans=row.orphans)
 
@@ -324,7 +324,7 @@ def events_by_minute(connection: Connection, *, since: datetime) -> list[MinuteC
         minute = func.date_trunc("minute", instant, "UTC").label("minute")
         rows = connection.execute(
             select(minute, func.count())
-            .where(identifier >= _first_id(since), instant >= since)
+            .where(identifier >= first_id(since), instant >= since)
             .group_by(minute)
         )
         for at, count in rows:
@@ -333,11 +333,6 @@ def events_by_minute(connection: Connection, *, since: datetime) -> list[MinuteC
         MinuteCount(minute=minute, exposures=exposures, interactions=interactions)
         for minute, (exposures, interactions) in sorted(totals.items())
     ]
-
-
-def _first_id(instant: datetime) -> UUID:
-    """Return the smallest UUIDv7 of an instant."""
-    return UUID(int=int(instant.timestamp() * 1000) << 80)
 
 
 def default_partition_rows(connection: Connection) -> dict[str, int]:

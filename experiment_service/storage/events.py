@@ -20,7 +20,6 @@ from sqlalchemy import (
     Column,
     ColumnElement,
     Connection,
-    Date,
     Double,
     FromClause,
     Interval,
@@ -67,6 +66,7 @@ from experiment_service.storage.units import (
     summarise_units,
     touch_later_units,
     touched_unit,
+    utc_day,
 )
 
 # Classes of SQLSTATE that no retry can cure: bad data, a broken rule, a limit.
@@ -478,13 +478,14 @@ def _actions(interaction: FromClause, unit_id: ColumnElement[str]) -> Select[Any
     return select(
         interaction.c.id,
         unit_id.label("unit_id"),
-        cast(func.timezone("UTC", interaction.c.occurred_at), Date).label("day"),
+        utc_day(interaction.c.occurred_at).label("day"),
         interaction.c.kind,
         interaction.c.value,
     )
 
 
-def _names(exposure: FromClause, interaction: FromClause) -> ColumnElement[bool]:
+def names(exposure: FromClause, interaction: FromClause) -> ColumnElement[bool]:
+    """Whether an interaction names an exposure, and no other unit than its own."""
     unit_id = interaction.c.unit_id
     return and_(
         interaction.c.exposure_id == exposure.c.id,
@@ -536,7 +537,7 @@ def _add_new_outcomes(connection: Connection) -> int:
     of_unit, waiting = _exposures_of_units_of_new(), _known_of_units_of_new()
     named_pairs = union_all(
         _pairs(named, new, new.join(named, named.c.interaction_id == new.c.id)),
-        _pairs(shown, naming, shown.join(naming, _names(shown, naming))),
+        _pairs(shown, naming, shown.join(naming, names(shown, naming))),
     ).cte("named_pair")
     # UNION: an interaction of a unit counts once for however many of its exposures.
     unit_pairs = union(
@@ -557,7 +558,7 @@ def _add_new_outcomes(connection: Connection) -> int:
 
 def _exposures_named_by_new() -> CTE:
     exposure, new = schema.exposure, _new_interaction
-    found = select(exposure).where(_names(exposure, new)).offset(0).lateral("found")
+    found = select(exposure).where(names(exposure, new)).offset(0).lateral("found")
     return (
         select(
             new.c.id.label("interaction_id"),
@@ -650,7 +651,7 @@ def rebuild_outcomes(connection: Connection, experiment_id: int | None = None) -
             interaction,
             exposure.join(interaction, belongs(exposure, interaction)),
         ).where(chosen(exposure))
-        for belongs in (_names, _is_of_unit)
+        for belongs in (names, _is_of_unit)
     )
     actions = None
     if experiment_id is None:

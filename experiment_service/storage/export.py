@@ -4,11 +4,12 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-from sqlalchemy import Connection, Select, exists, or_, select, union_all
+from sqlalchemy import Connection, Select, exists, select, union_all
 
 from experiment_service.domain.experiment import Experiment
 from experiment_service.storage import schema
 from experiment_service.storage.database import allow_time
+from experiment_service.storage.events import names
 
 EventTable = Literal["exposures", "interactions"]
 
@@ -45,10 +46,9 @@ def _query(experiment: Experiment, table: EventTable) -> Select[Any]:
     )
     named = (
         select(*done.c)
-        .join(made, made.c.id == done.c.exposure_id)
+        .join(made, names(made, done))
         .where(
             made.c.experiment_id == experiment.id,
-            or_(done.c.unit_id.is_(None), done.c.unit_id == made.c.unit_id),
             done.c.occurred_at.between(
                 made.c.exposed_at,
                 made.c.exposed_at + experiment.declaration.attribution_window,

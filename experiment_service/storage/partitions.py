@@ -63,7 +63,7 @@ def _first_instant(month: int) -> datetime:
     return datetime(month // 12, month % 12 + 1, 1, tzinfo=UTC)
 
 
-def _first_id(instant: datetime) -> UUID:
+def first_id(instant: datetime) -> UUID:
     """Return the smallest UUIDv7 of an instant."""
     return UUID(int=int(instant.timestamp() * 1000) << 80)
 
@@ -73,7 +73,7 @@ def _default_of(table: Table) -> Table:
 
 
 def _within(table: Table, start: datetime, end: datetime) -> ColumnElement[bool]:
-    return and_(table.c.id >= _first_id(start), table.c.id < _first_id(end))
+    return and_(table.c.id >= first_id(start), table.c.id < first_id(end))
 
 
 def _default_holds(
@@ -106,7 +106,7 @@ def _make_partition(
     connection.execute(
         text(
             f"ALTER TABLE {table.name} ATTACH PARTITION {name} "
-            f"FOR VALUES FROM ('{_first_id(start)}') TO ('{_first_id(end)}')"
+            f"FOR VALUES FROM ('{first_id(start)}') TO ('{first_id(end)}')"
         )
     )
     log.info("made partition name=%s moved=%d", name, rows)

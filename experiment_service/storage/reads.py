@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 from sqlalchemy import (
     ColumnElement,
     Connection,
-    Date,
     Float,
     FromClause,
     Integer,
@@ -39,6 +38,7 @@ from experiment_service.analysis.moments import Moments
 from experiment_service.domain.experiment import Experiment, ExperimentKind
 from experiment_service.domain.metric import Metric, MetricKind
 from experiment_service.storage import schema
+from experiment_service.storage.units import utc_day
 
 
 class Cell(NamedTuple):
@@ -161,7 +161,7 @@ def moments_by_metric(
         Asks for the series of the first metric.
     """
     units = units_of_analysis(experiment, metrics, cutoff=cutoff, group=group)
-    day = cast(func.timezone("UTC", units.c.first_at), Date)
+    day = utc_day(units.c.first_at)
     values = {
         metric.name: value_of_unit(experiment, metric, units, cutoff=cutoff)
         for metric in metrics
@@ -233,7 +233,7 @@ def moments_by_level(
     if len(kept) > most:
         kept = kept[:most]
         level = case((given.in_(kept), given), else_=OTHER_LEVELS).label("level")
-    day = cast(func.timezone("UTC", units.c.first_at), Date).label("day")
+    day = utc_day(units.c.first_at).label("day")
     cell = (level, units.c.variant, units.c.epoch, units.c.segment, day)
     query = select(*cell, *value.sums("m0")).select_from(units).group_by(*cell)
     rows = _hashed(connection, query)

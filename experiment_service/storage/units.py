@@ -102,7 +102,7 @@ def touch_later_units(history: FromClause) -> Select[Any]:
         Columns unit_id and day of `unit_history`.
     """
     unit = schema.unit_of_analysis
-    first_day = _day(unit.c.first_at)
+    first_day = utc_day(unit.c.first_at)
     # OFFSET keeps the look-up in an index from becoming a join that reads all units.
     later = (
         select(unit.c.experiment_id, unit.c.unit_id, unit.c.phase)
@@ -117,7 +117,8 @@ def touch_later_units(history: FromClause) -> Select[Any]:
     return select(later).select_from(history.join(later, true()))
 
 
-def _day(instant: ColumnElement[Any]) -> ColumnElement[Any]:
+def utc_day(instant: ColumnElement[Any]) -> ColumnElement[Any]:
+    """Return the day of an instant in UTC, as `unit_history` keeps it."""
     return cast(func.timezone("UTC", instant), Date)
 
 
@@ -209,7 +210,7 @@ def _outcomes(key: FromClause, first: FromClause) -> FromClause:
 def _before(key: FromClause, seen: FromClause) -> FromClause:
     """Add up what a unit did on whole days before it was first shown the experiment."""
     past = schema.unit_history
-    first_day = _day(seen.c.first_at)
+    first_day = utc_day(seen.c.first_at)
     columns: list[ColumnElement[Any]] = []
     for kind in schema.SUMMARISED_KINDS:
         of_kind = past.c.kind == kind
