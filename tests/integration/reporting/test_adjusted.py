@@ -1,6 +1,8 @@
 """Comparisons adjusted by earlier behaviour, effects by segment, checks of the traffic."""
 
+import json
 from datetime import timedelta
+from decimal import Decimal
 
 import pandas as pd
 import pytest
@@ -197,3 +199,28 @@ def test_repeated_events_are_told_of_the_service(connection, recorder, shop):
         store_events(connection, recorder.exposures, [])
     result = checks_of(operations(connection, as_of=shop.now))["Repeated events"]
     assert (result.status, result.value) == ("failed", pytest.approx(2 / 3))
+
+
+@pytest.mark.parametrize("window", ["1h", "30d"])
+def test_returns_and_open_windows_are_told_in_words(connection, recorder, shop, window):
+    """More was given back than bought; or no window can close before the end."""
+    declaration = declare(
+        "home-carousel", reward_metric="revenue_per_visitor", attribution_window=window
+    )
+    experiment, epoch = open_experiment(connection, declaration, shop.now - 2 * DAY)
+    for number in range(900):
+        exposure = recorder.expose(experiment, epoch, f"unit-{number}", shop.now - DAY)
+        recorder.interact(exposure, "purchase", 5)
+        value = Decimal(number % 7 - 20)
+        object.__setattr__(recorder.interactions[-1], "value", value)
+    store_events(connection, recorder.exposures, recorder.interactions)
+    report = build_report(connection, "home-carousel", as_of=shop.now)
+    json.dumps(report.to_document(), allow_nan=False)
+    for each in report.reward.comparisons:
+        assert isinstance(each.lift_planned, Withheld)
+        assert isinstance(each.lift_any_time, Withheld)
+        assert isinstance(each.planned, Withheld) == (window == "30d")
+    if window == "30d":
+        assert "has 0 of the 200 units" in report.summary.sentence
+    else:
+        assert all(each.planned.high < 0 for each in report.reward.variants)
