@@ -5,7 +5,7 @@ two lists of fields equal.
 """
 
 from datetime import date, datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, StringConstraints
 
@@ -93,6 +93,9 @@ class MetricDeclaration(Request):
     of: str = Field(default="events", json_schema_extra={"enum": ["events", "value"]})
     positions: list[Whole] | None = Field(default=None, examples=[[1, 3]])
     categories: list[Identifier] | None = Field(default=None, examples=[["shoes"]])
+    placements: list[Identifier] | Literal["own"] | None = Field(
+        default=None, description="Where interactions count; own: the experiment's."
+    )
     cap: float | None = None
     trigger: str = Field(
         default="served", json_schema_extra={"enum": ["served", "viewed"]}

@@ -348,6 +348,10 @@ class InteractionDocument(Request):
     category: Identifier | None = Field(
         default=None, description="Of the item; metrics may ask for it."
     )
+    placement: Identifier | None = Field(
+        default=None,
+        description="Where it happened; where its exposure was shown when left out.",
+    )
     position: int | None = Field(default=None, ge=1, description="From 1.")
     value: float | None = Field(default=None, description="Such as a price.")
     occurred_at: datetime | None = Field(

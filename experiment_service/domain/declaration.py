@@ -23,7 +23,7 @@ from experiment_service.domain.experiment import (
     TargetingRule,
     Variant,
 )
-from experiment_service.domain.metric import Metric
+from experiment_service.domain.metric import OWN, Metric
 from experiment_service.domain.segment import Segmentation
 from experiment_service.errors import InvalidRequest, known
 
@@ -234,6 +234,14 @@ def _words(name: str, value: object) -> tuple[str, ...]:
     return _list(_text)(name, value)
 
 
+def _placements(name: str, value: object) -> tuple[str, ...] | str:
+    if value == OWN:
+        return OWN
+    if isinstance(value, str):
+        raise _refuse(name, value, "own, or a list of placements")
+    return _words(name, value)
+
+
 def _positions(name: str, value: object) -> tuple[int, int]:
     bounds = _list(_whole)(name, value)
     if len(bounds) != 2:
@@ -251,6 +259,7 @@ _metric = _record(
         "of": _one_of("events", "value"),
         "positions": _positions,
         "categories": _words,
+        "placements": _placements,
         "cap": _number,
         "trigger": _one_of("served", "viewed"),
         "direction": _one_of("higher", "lower"),

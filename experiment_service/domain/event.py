@@ -215,6 +215,8 @@ class Interaction:
     item_id : str or None
     category : str or None
         Of the item, as the storefront names it; metrics may ask for it.
+    placement : str or None
+        Where it happened; where the exposure was shown when left out.
     position : int or None
         From 1.
     value : Decimal or None
@@ -232,6 +234,7 @@ class Interaction:
     value: Decimal | None
     occurred_at: datetime
     category: str | None = None
+    placement: str | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in EVENT_KINDS:
@@ -250,6 +253,8 @@ class Interaction:
             check_id("item_id", self.item_id)
         if self.category is not None:
             check_id("category", self.category)
+        if self.placement is not None:
+            check_id("placement", self.placement)
         if self.position is not None and not 1 <= self.position <= MAX_POSITION:
             raise InvalidRequest(
                 f"position is {self.position}; it must lie in 1 to {MAX_POSITION}",

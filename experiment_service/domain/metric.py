@@ -8,12 +8,15 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal
+from typing import Final, Literal
 
 from experiment_service.domain.event import EVENT_KINDS, MAX_POSITION, check_id
 from experiment_service.errors import InvalidRequest, known
 
 MetricKind = Literal["proportion", "mean", "ratio"]
+
+#: In place of placements: the one of the experiment that the metric is for.
+OWN: Final = "own"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +41,9 @@ class Metric:
         counts all, those without a position too.
     categories : tuple of str, or None
         Categories of items whose interactions count; None counts all.
+    placements : tuple of str, "own" or None
+        Placements at which interactions count, "own" for the experiment's; None counts
+        all, those of no known placement too.
     cap : float or None
         What a unit's sum counts at most (winsorising), > 0: few huge orders would
         otherwise decide. Of a mean or ratio only, and chosen before the data.
@@ -54,6 +60,7 @@ class Metric:
     of: Literal["events", "value"] = "events"
     positions: tuple[int, int] | None = None
     categories: tuple[str, ...] | None = None
+    placements: tuple[str, ...] | Literal["own"] | None = None
     cap: float | None = None
     trigger: Literal["served", "viewed"] = "served"
     direction: Literal["higher", "lower"] = "higher"
@@ -77,17 +84,23 @@ class Metric:
                     f"metric {self.name!r}: positions are {first} to {last}; they must "
                     f"be a range within 1 to {MAX_POSITION}"
                 )
-        if self.categories is not None:
-            if not self.categories:
-                raise InvalidRequest(
-                    f"metric {self.name!r}: categories are none; name at least one"
-                )
-            for category in self.categories:
-                check_id("categories", category)
+        self._check_names("categories", self.categories)
+        if self.placements != OWN:
+            self._check_names("placements", self.placements)
         if self.cap is not None and not 0 < self.cap < math.inf:
             raise InvalidRequest(
                 f"metric {self.name!r}: cap is {self.cap}; it must be above 0"
             )
+
+    def _check_names(self, field: str, names: tuple[str, ...] | None) -> None:
+        if names is None:
+            return
+        if not names:
+            raise InvalidRequest(
+                f"metric {self.name!r}: {field} are none; name at least one"
+            )
+        for name in names:
+            check_id(field, name)
 
 
 METRICS: Mapping[str, Metric] = MappingProxyType(
@@ -99,6 +112,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
                 title="Visitor interaction rate",
                 kind="proportion",
                 event_kinds=("click", "add_to_cart", "purchase"),
+                placements=OWN,
             ),
             Metric(
                 name="visitor_click_rate",

@@ -66,6 +66,7 @@ _SCHEMAS = {
             "occurred_at": _TIME,
             "recorded_at": _TIME,
             "category": pa.string(),
+            "placement": pa.string(),
         }
     ),
 }

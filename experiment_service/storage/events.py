@@ -124,6 +124,7 @@ _rule = select(
         type_=Interval,
     ).label("attribution_window"),
     (_declaration["kind"].astext == ExperimentKind.BANDIT.value).label("by_epoch"),
+    _declaration["placement"].astext.label("placement"),
 ).cte("rule")
 
 
@@ -295,6 +296,7 @@ def _interaction_row(interaction: Interaction) -> tuple[object, ...]:
         interaction.value,
         interaction.occurred_at,
         interaction.category,
+        interaction.placement,
     )
 
 
@@ -503,7 +505,11 @@ def _is_of_unit(exposure: FromClause, interaction: FromClause) -> ColumnElement[
 def _pairs(
     exposure: FromClause, interaction: FromClause, joined: FromClause
 ) -> Select[Any]:
-    """Pair the interactions of a join with the experiments that they count for."""
+    """Pair the interactions of a join with the experiments that they count for.
+
+    One that names its exposure happened where that was shown, unless it says otherwise.
+    """
+    shown_at = case((interaction.c.exposure_id.is_not(None), _rule.c.placement))
     return (
         select(
             interaction.c.id.label("interaction_id"),
@@ -513,6 +519,7 @@ def _pairs(
             interaction.c.kind,
             func.coalesce(interaction.c.position, 0).label("position"),
             func.coalesce(interaction.c.category, "").label("category"),
+            func.coalesce(interaction.c.placement, shown_at, "").label("placement"),
             interaction.c.value,
             interaction.c.occurred_at,
         )

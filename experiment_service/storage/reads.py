@@ -36,7 +36,7 @@ from sqlalchemy import (
 from experiment_service.analysis.adjustment import CovariateMoments
 from experiment_service.analysis.moments import Moments
 from experiment_service.domain.experiment import Experiment, ExperimentKind
-from experiment_service.domain.metric import Metric, MetricKind
+from experiment_service.domain.metric import OWN, Metric, MetricKind
 from experiment_service.storage import schema
 from experiment_service.storage.units import utc_day
 
@@ -519,7 +519,11 @@ def _before(metric: Metric) -> str:
 
 def _is_summarised(metric: Metric) -> bool:
     known = set(metric.event_kinds) <= set(schema.SUMMARISED_KINDS)
-    return known and metric.positions is None and metric.categories is None
+    first_at_own = metric.placements == OWN and metric.kind == "proportion"
+    anywhere = metric.placements is None or first_at_own
+    return (
+        known and anywhere and metric.positions is None and metric.categories is None
+    )
 
 
 def _summarised(metric: Metric) -> ColumnElement[Any]:
@@ -527,7 +531,8 @@ def _summarised(metric: Metric) -> ColumnElement[Any]:
     kinds = metric.event_kinds
     if metric.kind == "proportion":
         unit = schema.unit_of_analysis
-        return func.least(*(unit.c[f"{kind}_at"] for kind in kinds))
+        when = "at" if metric.placements is None else "own_at"
+        return func.least(*(unit.c[f"{kind}_{when}"] for kind in kinds))
     return _added_up(f"{kind}_{_what(metric)}" for kind in kinds)
 
 
@@ -557,7 +562,10 @@ def _outcomes(experiment: Experiment, metrics: Sequence[Metric]) -> Subquery:
         select(
             done.c.unit_id,
             done.c.phase,
-            *(_of_outcomes(metric).label(_column(metric)) for metric in metrics),
+            *(
+                _of_outcomes(experiment, metric).label(_column(metric))
+                for metric in metrics
+            ),
         )
         .where(done.c.experiment_id == experiment.id, done.c.kind.in_(kinds))
         .group_by(done.c.unit_id, done.c.phase)
@@ -565,13 +573,17 @@ def _outcomes(experiment: Experiment, metrics: Sequence[Metric]) -> Subquery:
     )
 
 
-def _of_outcomes(metric: Metric) -> ColumnElement[Any]:
+def _of_outcomes(experiment: Experiment, metric: Metric) -> ColumnElement[Any]:
     done = schema.unit_outcome
     here: ColumnElement[bool] = done.c.kind.in_(metric.event_kinds)
     if metric.positions is not None:
         here = and_(here, done.c.position.between(*metric.positions))
     if metric.categories is not None:
         here = and_(here, done.c.category.in_(metric.categories))
+    if metric.placements is not None:
+        own = (experiment.declaration.placement,)
+        placements = own if metric.placements == OWN else metric.placements
+        here = and_(here, done.c.placement.in_(placements))
     if metric.kind == "proportion":
         return func.min(done.c.first_at).filter(here)
     if metric.of == "value":

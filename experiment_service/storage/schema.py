@@ -172,6 +172,8 @@ interaction = Table(
     _instant("occurred_at"),
     # Of the item, if the storefront tells it.
     Column("category", Text),
+    # Where it happened, if not where its exposure was shown.
+    Column("placement", Text),
     _recorded_at(),
     CheckConstraint("exposure_id IS NOT NULL OR unit_id IS NOT NULL", name="subject"),
     CheckConstraint("position >= 1", name="position"),
@@ -221,7 +223,7 @@ attribution = Table(
 )
 
 #: What a unit did, per phase (epoch of a bandit, 0 of an A/B test), kind, position (0:
-#: none was told) and category ("": none was told).
+#: none was told), category and placement ("": none is known).
 unit_outcome = Table(
     "unit_outcome",
     metadata,
@@ -231,11 +233,18 @@ unit_outcome = Table(
     Column("kind", Text, nullable=False),
     Column("position", SmallInteger, nullable=False),
     Column("category", Text, nullable=False),
+    Column("placement", Text, nullable=False),
     Column("count", Integer, nullable=False),
     Column("value_sum", Numeric, nullable=False),
     _instant("first_at"),
     PrimaryKeyConstraint(
-        "experiment_id", "unit_id", "phase", "kind", "position", "category"
+        "experiment_id",
+        "unit_id",
+        "phase",
+        "kind",
+        "position",
+        "category",
+        "placement",
     ),
 )
 
@@ -271,6 +280,8 @@ def _summary(kind: str) -> list[Column[object]]:
         Column(f"{kind}_count", Integer),
         Column(f"{kind}_value", Double),
         _instant(f"{kind}_at", nullable=True),
+        # At the experiment's own placement.
+        _instant(f"{kind}_own_at", nullable=True),
         Column(f"{kind}_count_before", Integer),
         Column(f"{kind}_value_before", Double),
     ]

@@ -134,6 +134,7 @@ def _keys(touched: FromClause) -> FromClause:
             touched.c.unit_id,
             case((redraws, touched.c.phase), else_=0).label("phase"),
             by_epoch.label("by_epoch"),
+            _declaration["placement"].astext.label("placement"),
             redraws.label("redraws"),
         )
         .join(experiment, experiment.c.id == touched.c.experiment_id)
@@ -187,6 +188,7 @@ def _exposures(key: FromClause, first: FromClause) -> FromClause:
 
 def _outcomes(key: FromClause, first: FromClause) -> FromClause:
     done = schema.unit_outcome
+    own = done.c.placement == key.c.placement
     columns: list[ColumnElement[Any]] = []
     for kind in schema.SUMMARISED_KINDS:
         of_kind = done.c.kind == kind
@@ -195,6 +197,7 @@ def _outcomes(key: FromClause, first: FromClause) -> FromClause:
             func.sum(done.c.count).filter(of_kind).label(f"{kind}_count"),
             value.label(f"{kind}_value"),
             func.min(done.c.first_at).filter(of_kind).label(f"{kind}_at"),
+            func.min(done.c.first_at).filter(of_kind, own).label(f"{kind}_own_at"),
         ]
     return (
         select(*columns)

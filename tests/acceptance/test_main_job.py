@@ -247,9 +247,9 @@ def check_pages(address, rates):
         def text_of(path, heading):
             page.goto(address + path)
             page.get_by_role("heading", name=heading, exact=True).wait_for(
-                timeout=30_000
+                timeout=60_000
             )
-            page.get_by_role("table").first.wait_for(timeout=30_000)
+            page.get_by_role("table").first.wait_for(timeout=60_000)
             assert page.get_by_test_id("stException").count() == 0
             return re.sub(r"\s+", " ", page.locator("body").inner_text())
 

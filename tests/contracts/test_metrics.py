@@ -76,6 +76,29 @@ MORE_METRICS = {
             positions=(1, 2),
         ),
         Metric(
+            name="own_clicks_per_visitor",
+            title="Clicks on the carousel per visitor",
+            kind="mean",
+            event_kinds=("click",),
+            placements="own",
+        ),
+        Metric(
+            name="elsewhere_value_per_visitor",
+            title="What was bought in the cart and on product pages is worth",
+            kind="mean",
+            event_kinds=("purchase",),
+            of="value",
+            placements=("cart", "product"),
+        ),
+        Metric(
+            name="rate_at_the_top_of_the_cart",
+            title="Share that acts at the top of the cart's carousel",
+            kind="proportion",
+            event_kinds=("add_to_cart", "click"),
+            positions=(1, 3),
+            placements=("cart",),
+        ),
+        Metric(
             name="capped_value_at_the_top",
             title="What was clicked and bought at the top is worth",
             kind="mean",
@@ -171,6 +194,7 @@ def random_events(experiment_id, mode, rng):
                 ],
                 occurred_at=START + timedelta(hours=hour),
                 category=(None, "shoes", "hats", "coats")[rng.integers(4)],
+                placement=(None, None, None, "cart", "product", mode)[rng.integers(6)],
             )
         )
 
@@ -189,14 +213,19 @@ def random_events(experiment_id, mode, rng):
     return exposures, interactions
 
 
-def value_by_hand(metric, events, limit):
-    """What a unit's events are worth for a metric; `limit` ends the first window."""
+def value_by_hand(metric, events, limit, own):
+    """What a unit's events are worth for a metric.
+
+    `limit` ends the first window, `own` is the placement of the experiment.
+    """
     low, high = metric.positions or (-1, 99)
+    wanted = (own,) if metric.placements == "own" else metric.placements
     counted = [
         event
         for event in events
         if low <= (event.position or 0) <= high
         and (metric.categories is None or event.category in metric.categories)
+        and (metric.placements is None or place_of(event, own) in wanted)
     ]
     if metric.kind == "proportion":
         return float(any(event.occurred_at <= limit for event in counted))
@@ -205,6 +234,11 @@ def value_by_hand(metric, events, limit):
     else:
         y = len(counted)
     return y if metric.cap is None else min(y, metric.cap)
+
+
+def place_of(event, own):
+    shown_at = None if event.exposure_id is None else own
+    return event.placement or shown_at
 
 
 def units_by_hand(mode, exposures, interactions, metric, cutoff):
@@ -241,7 +275,7 @@ def units_by_hand(mode, exposures, interactions, metric, cutoff):
         if metric.trigger == "viewed" and (viewed is None or viewed > ends):
             continue
         events = [event for kind in metric.event_kinds for event in happened[kind]]
-        y = value_by_hand(metric, events, first.exposed_at + WINDOW)
+        y = value_by_hand(metric, events, first.exposed_at + WINDOW, mode)
         x = len(shown) if metric.kind == "ratio" else 1
         z = before_by_hand(metric, exposures, interactions, first)
         units.append((first, y, x, ends, z))

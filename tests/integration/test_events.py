@@ -137,7 +137,7 @@ def store(engine, *events):
 TABLES = {
     "unit_exposure": "experiment_id, unit_id, epoch, variant",
     "attribution": "interaction_id, experiment_id, phase",
-    "unit_outcome": "experiment_id, unit_id, phase, kind, position, category",
+    "unit_outcome": "experiment_id, unit_id, phase, kind, position, category, placement",
     "unit_history": "unit_id, day, kind",
     "unit_of_analysis": "experiment_id, unit_id, phase",
 }
@@ -760,6 +760,7 @@ def test_rows_of_units_are_made_of_what_an_older_schema_holds(
     migrate(database_url)
     assert table_rows(engine, "attribution") == before["attribution"]
     assert table_rows(engine, "unit_history") == before["unit_history"]
+    assert table_rows(engine, "unit_outcome") == before["unit_outcome"]
     assert table_rows(engine, "unit_of_analysis") == before["unit_of_analysis"]
 
 

@@ -181,6 +181,16 @@ def variants(*weights, **changes):
             "positions are 3 to 1",
         ),
         (
+            {"metrics": [{**OWN_METRIC, "placements": []}]},
+            None,
+            "placements are none; name at least one",
+        ),
+        (
+            {"metrics": [{**OWN_METRIC, "placements": "home"}]},
+            "metrics.0.placements",
+            "is 'home'; it must be own, or a list of placements",
+        ),
+        (
             {"metrics": [{**OWN_METRIC, "positions": [1]}]},
             "metrics.0.positions",
             "two whole numbers",

@@ -65,7 +65,7 @@ export class ExperimentClient {
   }
 
   // Tell what the shopper did, such as "purchase"; the id makes a repetition count once.
-  track(kind, { id, exposureId, itemId, category, position, value } = {}) {
+  track(kind, { id, exposureId, itemId, category, placement, position, value } = {}) {
     this.queue.push({
       id: id ?? randomId(),
       kind,
@@ -73,6 +73,7 @@ export class ExperimentClient {
       exposure_id: exposureId ?? undefined,
       item_id: itemId,
       category,
+      placement,
       position,
       value,
     });

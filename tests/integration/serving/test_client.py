@@ -82,6 +82,7 @@ def test_carousels_variants_and_events(common_shop, kind):
                 unit_id=unit,
                 item_id=shown.item_ids[1],
                 category="shoes",
+                placement="cart",
                 position=2,
             )
             client.track("purchase", unit_id=unit, value=9.9)
@@ -96,14 +97,14 @@ def test_carousels_variants_and_events(common_shop, kind):
     for unit in units[:3]:
         assert told(common_shop, unit) == ["click", "purchase"]
     with common_shop.engine.connect() as connection:
-        categories = connection.execute(
+        told_with_it = connection.execute(
             text(
-                """SELECT DISTINCT category FROM interaction
+                """SELECT DISTINCT category, placement FROM interaction
                 WHERE kind = 'click' AND unit_id = ANY(:u)"""
             ),
             {"u": units},
-        ).scalars()
-        assert list(categories) == ["shoes"]
+        ).all()
+        assert told_with_it == [("shoes", "cart")]
         viewed = connection.execute(
             text(
                 """SELECT count(*) FROM interaction i JOIN exposure e

@@ -244,6 +244,7 @@ def test_every_documented_interaction_field_is_accepted(running_shop):
         "kind": "purchase",
         "item_id": "item-001",
         "category": "shoes",
+        "placement": "cart",
         "position": 1,
         "value": 12.5,
         "occurred_at": running_shop.get("/v1/status").json()["snapshot"]["loaded_at"],

@@ -170,6 +170,7 @@ def test_declared_fields_are_those_of_the_domain():
                 "of": "events",
                 "positions": [1, 2],
                 "categories": ["shoes"],
+                "placements": ["home", "cart"],
                 "cap": 5.0,
                 "trigger": "viewed",
                 "direction": "higher",
