@@ -33,7 +33,7 @@ from experiment_service.domain.experiment import ExperimentState
 from experiment_service.domain.key import Scope
 from experiment_service.domain.pseudonym import Pseudonyms
 from experiment_service.errors import Unavailable
-from experiment_service.simulation import Shoppers, future_households
+from experiment_service.simulation import Shoppers, future_households, products_of
 from experiment_service.storage import experiments as storage
 from experiment_service.storage.database import (
     create_engine,
@@ -125,18 +125,21 @@ def run(
         migrate(url)
         engine = create_engine(url, pool_size=2, name="demo")
         stack.callback(engine.dispose)
-        later, catalogue = _prepare(engine, settings)
+        _say("loading The Complete Journey, a year of purchases of 2,469 households")
+        earlier, later = split_at(load_interactions(counted_before=CUT), CUT)
+        _prepare(engine, settings, earlier)
         _say("starting API, worker and dashboard")
         for part in ("dashboard", "worker", "serve"):
             # Closed in reverse: the API drains while the database is still there.
             stack.enter_context(_running(part, settings, url))
         _wait_until_ready(settings)
-        households, types = future_households(later, catalogue)
+        products = products_of(load_catalogue())
+        households = future_households(earlier, later, products)
         shoppers = Shoppers(
             f"http://{settings.host}:{settings.port}",
             placements=[str(each["placement"]) for each in EXPERIMENTS],
             households=households,
-            types=types,
+            products=products,
             visits_per_second=visits_per_second,
             rng=np.random.default_rng(),
             key=_storefront_key(engine),
@@ -160,13 +163,10 @@ def _free_port(host: str, preferred: int) -> int:
     raise Unavailable(f"no port can be opened on {host}; check EXPERIMENT_SERVICE_HOST")
 
 
-def _prepare(engine: Engine, settings: Settings) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Train what is missing, start the experiments, return what comes after the cut."""
-    _say("loading The Complete Journey, a year of purchases of 2,469 households")
-    interactions = load_interactions(counted_before=CUT)
-    earlier, later = split_at(interactions, CUT)
+def _prepare(engine: Engine, settings: Settings, purchases: pd.DataFrame) -> None:
+    """Train what is missing, and start the experiments."""
     if settings.unit_key is not None:
-        earlier = training.pseudonymised(earlier, Pseudonyms(settings.unit_key))
+        purchases = training.pseudonymised(purchases, Pseudonyms(settings.unit_key))
     with transaction(engine) as connection:
         live = storage.list_model_names(connection, live=True)
     for variant in _VARIANTS:
@@ -176,7 +176,7 @@ def _prepare(engine: Engine, settings: Settings) -> tuple[pd.DataFrame, pd.DataF
         version = training.train(
             engine,
             data_dir=settings.data_dir,
-            interactions=earlier,
+            interactions=purchases,
             recommender=name,
             with_related=False,
             now=datetime.now(UTC),
@@ -190,7 +190,6 @@ def _prepare(engine: Engine, settings: Settings) -> tuple[pd.DataFrame, pd.DataF
         stored = {each.key: each.state for each in storage.list_experiments(connection)}
         for document in EXPERIMENTS:
             _ensure_running(connection, document, stored)
-    return later, load_catalogue()
 
 
 def _is_published(engine: Engine, data_dir: Path, name: str) -> bool:

@@ -36,11 +36,30 @@ _FLUSH_SECONDS = 0.2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Household:
-    """A shopper and what it bought after the training cut."""
+    """A shopper and what it bought after the training cut.
+
+    Attributes
+    ----------
+    buyer : {"heavy", "light", "new"}
+        How it bought before the cut: more than the median household, less, or nothing.
+    """
 
     unit_id: str
     products: frozenset[str]
     types: frozenset[str]
+    buyer: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Product:
+    """What a shop knows of a product; its type is what households come back for."""
+
+    type: str | None
+    category: str | None
+    price: float | None
+
+
+_UNLISTED = Product(type=None, category=None, price=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,37 +82,61 @@ class Tally:
     milliseconds: list[float] = field(default_factory=list)
 
 
-def future_households(
-    purchases: pd.DataFrame, catalogue: pd.DataFrame
-) -> tuple[list[Household], dict[str, str]]:
-    """Return the households of later purchases, and the type of each product.
+def products_of(catalogue: pd.DataFrame) -> dict[str, Product]:
+    """Return the products of a catalogue by id.
 
     Parameters
     ----------
-    purchases : DataFrame
-        Rows after the training cut, with ``unit_id`` and ``item_id``.
     catalogue : DataFrame
-        ``item_id`` and ``type``.
+        ``item_id``, ``type``, ``category`` and ``price``, missing where unknown.
     """
-    types = {
-        str(item): str(kind)
-        for item, kind in zip(catalogue["item_id"], catalogue["type"], strict=True)
+    columns = catalogue[["type", "category", "price"]].astype(object)
+    known = columns.where(columns.notna(), None)
+    return {
+        str(item): Product(type=kind, category=category, price=price)
+        for item, kind, category, price in zip(
+            catalogue["item_id"], *(known[name] for name in known), strict=True
+        )
     }
-    households = [
+
+
+def future_households(
+    earlier: pd.DataFrame, later: pd.DataFrame, products: Mapping[str, Product]
+) -> list[Household]:
+    """Return the households of later purchases.
+
+    Parameters
+    ----------
+    earlier, later : DataFrame
+        Purchases before and after the training cut, with ``unit_id`` and ``item_id``.
+    """
+    counts = earlier["unit_id"].value_counts()
+    median = counts.median()
+    return [
         Household(
             unit_id=str(unit_id),
             products=frozenset(items),
-            types=frozenset(types[item] for item in items if item in types),
+            types=frozenset(
+                kind
+                for item in items
+                if (kind := products.get(item, _UNLISTED).type) is not None
+            ),
+            buyer=_buyer(counts.get(unit_id, 0), median),
         )
-        for unit_id, items in purchases.groupby("unit_id")["item_id"]
+        for unit_id, items in later.groupby("unit_id")["item_id"]
     ]
-    return households, types
+
+
+def _buyer(purchases: int, median: float) -> str:
+    if purchases == 0:
+        return "new"
+    return "heavy" if purchases > median else "light"
 
 
 def browse(
     household: Household,
     items: Sequence[str],
-    types: Mapping[str, str],
+    products: Mapping[str, Product],
     rng: np.random.Generator,
 ) -> list[Click]:
     """Return what a household clicks on a carousel.
@@ -107,7 +150,7 @@ def browse(
         appeal = CLICK_OTHER
         if item in household.products:
             appeal = CLICK_PRODUCT
-        elif types.get(item) in household.types:
+        elif products.get(item, _UNLISTED).type in household.types:
             appeal = CLICK_TYPE
         examined, clicked, carted, bought = draws[index]
         if examined < EXAMINATION**index and clicked < appeal:
@@ -124,7 +167,10 @@ def browse(
 
 
 def interaction_documents(
-    exposure_id: str, unit_id: str, clicks: Sequence[Click]
+    exposure_id: str,
+    unit_id: str,
+    clicks: Sequence[Click],
+    products: Mapping[str, Product],
 ) -> list[dict[str, Any]]:
     """Write a visit as the interactions a storefront sends; ids make retries safe."""
     documents: list[dict[str, Any]] = [
@@ -139,6 +185,7 @@ def interaction_documents(
         kinds = ["click"]
         kinds += ["add_to_cart"] if click.carted else []
         kinds += ["purchase"] if click.bought else []
+        product = products.get(click.item_id, _UNLISTED)
         documents += [
             {
                 "id": f"{exposure_id}:{kind}:{click.position}",
@@ -147,6 +194,8 @@ def interaction_documents(
                 "kind": kind,
                 "item_id": click.item_id,
                 "position": click.position,
+                "category": product.category,
+                "value": product.price if kind == "purchase" else None,
             }
             for kind in kinds
         ]
@@ -174,7 +223,7 @@ class Shoppers:
         *,
         placements: Sequence[str],
         households: Sequence[Household],
-        types: Mapping[str, str],
+        products: Mapping[str, Product],
         visits_per_second: float,
         rng: np.random.Generator,
         key: str | None = None,
@@ -183,7 +232,7 @@ class Shoppers:
         self._key = key
         self._placements = placements
         self._households = households
-        self._types = types
+        self._products = products
         self._rate = visits_per_second
         self._rng = rng
         self.tally = Tally()
@@ -211,7 +260,12 @@ class Shoppers:
     async def _visit(self, client: AsyncExperimentClient, household: Household) -> None:
         for placement in self._placements:
             started = time.perf_counter()
-            shown = await client.recommend(household.unit_id, placement, k=_LIST_LENGTH)
+            shown = await client.recommend(
+                household.unit_id,
+                placement,
+                k=_LIST_LENGTH,
+                attributes={"buyer": household.buyer},
+            )
             if not shown.served:
                 # A shop goes on when a carousel fails; the demo counts and shows it.
                 self.tally.failures += 1
@@ -220,10 +274,10 @@ class Shoppers:
             del self.tally.milliseconds[:-1000]
             if shown.exposure_id is None:
                 continue
-            clicks = browse(household, shown.item_ids, self._types, self._rng)
+            clicks = browse(household, shown.item_ids, self._products, self._rng)
             self.tally.clicks += len(clicks)
             for document in interaction_documents(
-                shown.exposure_id, household.unit_id, clicks
+                shown.exposure_id, household.unit_id, clicks, self._products
             ):
                 client.track(**document)
         self.tally.visits += 1

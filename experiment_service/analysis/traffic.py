@@ -1,10 +1,11 @@
-"""Health checks of the traffic: bots, late events, views that are missing in a variant.
+"""Health checks of the traffic: bots, late events, what is missing in a variant.
 
 As those of `health`: pure functions of counts, and each says what a failure means.
 """
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from scipy import stats
 
@@ -23,6 +24,9 @@ FEWEST_ABSURD = 100.0
 
 # Least expected count of a cell, the usual rule for the chi-squared approximation.
 _EXPECTED = 5.0
+
+# Fewer units with nothing missing say nothing.
+_FEWEST_UNITS = 100.0
 
 
 def absurd_above(lower_quartile: float, upper_quartile: float) -> float:
@@ -197,45 +201,149 @@ def missing_views(
         If the lengths differ, a count is negative, or more units viewed than were
         served.
     """
-    check_epochs(viewed, units)
-    chi_squared, degrees = 0.0, 0
-    expected: dict[str, float] = {}
-    observed: dict[str, float] = {}
-    served: dict[str, float] = {}
-    for number, (seen, all_units) in enumerate(zip(viewed, units, strict=True)):
-        for variant, count in seen.items():
-            if count > all_units.get(variant, 0.0):
-                raise ValueError(
-                    f"{count} units of {variant!r} viewed in epoch {number}, of "
-                    f"{all_units.get(variant, 0.0)} served"
-                )
-        used, share = _comparable(seen, all_units)
-        degrees += max(len(used) - 1, 0)
-        for variant in used:
-            n, count = all_units[variant], seen.get(variant, 0.0)
-            chi_squared += (count - n * share) ** 2 / (n * share * (1 - share))
-            expected[variant] = expected.get(variant, 0.0) + n * share
-            observed[variant] = observed.get(variant, 0.0) + count
-            served[variant] = served.get(variant, 0.0) + n
-    if degrees == 0:
+    compared = _compare(viewed, units, what="viewed", of="served")
+    if compared is None:
         return nothing(
             "missing_views", failed_below, "Too few units viewed to compare variants."
         )
-    gaps = {name: (observed[name] - expected[name]) / served[name] for name in served}
-    worst = max(gaps, key=lambda name: abs(gaps[name]))
-    p_value = float(stats.chi2.sf(chi_squared, degrees))
-    status: Status = "ok"
-    if abs(gaps[worst]) >= smallest_gap:
-        status = grade(-p_value, -warning_below, -failed_below)
-    return graded(
+    return compared.check(
         "missing_views",
-        p_value,
-        status,
-        threshold=failed_below,
-        found=f"The share of units that viewed is {gaps[worst]:+.2%} off the common one in "
-        f"{worst!r}, p = {p_value:.2g}.",
+        bounds=(warning_below, failed_below),
+        smallest_gap=smallest_gap,
+        what="units that viewed",
         causes="a variant that renders late or fails in some browsers, views that are not "
         "sent for one variant, or a carousel placed elsewhere",
+    )
+
+
+def missing_exposures(
+    missing: Sequence[Mapping[str, float]],
+    units: Sequence[Mapping[str, float]],
+    *,
+    failed_below: float = 0.0001,
+    warning_below: float = 0.001,
+    smallest_gap: float = 0.005,
+) -> HealthCheck:
+    """Compare between variants how often an exposure never arrived, epoch by epoch.
+
+    Somebody acted on a carousel, so it was shown: an interaction whose exposure nobody
+    knows is an exposure lost on its way. Each unit counts once, by the first of its
+    interactions that name an exposure, so that busy units do not count more. Units of
+    which no exposure arrived are not here; the sample ratio tells of them.
+
+    Parameters
+    ----------
+    missing, units : sequence of mapping of str to float
+        By variant for each epoch: units whose exposure is missing, and all that named
+        one.
+    failed_below, warning_below, smallest_gap : float
+        As of `missing_views`.
+
+    Returns
+    -------
+    HealthCheck
+        Its value is the p-value, 1 when nothing is missing. Not enough data below 100
+        units, or unless two variants of an epoch expect 5 units of each sort.
+
+    Raises
+    ------
+    ValueError
+        If the lengths differ, a count is negative, or a part is more than its whole.
+    """
+    compared = _compare(missing, units, what="miss an exposure", of="acting")
+    if compared is not None:
+        return compared.check(
+            "missing_exposures",
+            bounds=(warning_below, failed_below),
+            smallest_gap=smallest_gap,
+            what="units whose exposure never arrived",
+            causes="exposures of one variant that are sent later and lost (a page that is "
+            "left, a blocker, an error of its own), or made under another key",
+        )
+    total = math.fsum(n for epoch in units for n in epoch.values())
+    lost = math.fsum(n for epoch in missing for n in epoch.values())
+    if lost or total < _FEWEST_UNITS:
+        return nothing(
+            "missing_exposures",
+            failed_below,
+            f"{lost:.0f} exposures of {total:.0f} units never arrived: too few to compare "
+            "variants.",
+        )
+    return HealthCheck(
+        name="missing_exposures",
+        status="ok",
+        value=1.0,
+        threshold=failed_below,
+        message=f"The exposures that {total:.0f} units named have all arrived.",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Compared:
+    """Shares of units by variant: how likely by chance, and how far off the common one."""
+
+    p_value: float
+    gaps: Mapping[str, float]
+
+    def check(
+        self,
+        name: str,
+        *,
+        bounds: tuple[float, float],
+        smallest_gap: float,
+        what: str,
+        causes: str,
+    ) -> HealthCheck:
+        warning_below, failed_below = bounds
+        worst = max(self.gaps, key=lambda name: abs(self.gaps[name]))
+        gap = self.gaps[worst]
+        status: Status = "ok"
+        if abs(gap) >= smallest_gap:
+            status = grade(-self.p_value, -warning_below, -failed_below)
+        return graded(
+            name,
+            self.p_value,
+            status,
+            threshold=failed_below,
+            found=f"The share of {what} is {gap:+.2%} off the common one in {worst!r}, "
+            f"p = {self.p_value:.2g}.",
+            causes=causes,
+        )
+
+
+def _compare(
+    part: Sequence[Mapping[str, float]],
+    whole: Sequence[Mapping[str, float]],
+    *,
+    what: str,
+    of: str,
+) -> _Compared | None:
+    """Compare a share of units between variants; None when there are too few."""
+    check_epochs(part, whole)
+    chi_squared, degrees = 0.0, 0
+    expected: dict[str, float] = {}
+    observed: dict[str, float] = {}
+    total: dict[str, float] = {}
+    for number, (seen, units) in enumerate(zip(part, whole, strict=True)):
+        for variant, count in seen.items():
+            if count > units.get(variant, 0.0):
+                raise ValueError(
+                    f"{count} units of {variant!r} {what} in epoch {number}, of "
+                    f"{units.get(variant, 0.0)} {of}"
+                )
+        used, share = _comparable(seen, units)
+        degrees += max(len(used) - 1, 0)
+        for variant in used:
+            n, count = units[variant], seen.get(variant, 0.0)
+            chi_squared += (count - n * share) ** 2 / (n * share * (1 - share))
+            expected[variant] = expected.get(variant, 0.0) + n * share
+            observed[variant] = observed.get(variant, 0.0) + count
+            total[variant] = total.get(variant, 0.0) + n
+    if degrees == 0:
+        return None
+    return _Compared(
+        p_value=float(stats.chi2.sf(chi_squared, degrees)),
+        gaps={name: (observed[name] - expected[name]) / total[name] for name in total},
     )
 
 

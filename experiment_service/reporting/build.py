@@ -234,6 +234,9 @@ def _checks(
         traffic,
         lag=counts.recording_lag(connection, experiment),
         orphans=counts.orphan_count(connection, since=as_of - RECENT),
+        missing=counts.missing_exposure_counts(
+            connection, experiment, since=as_of - RECENT
+        ),
         late=counts.late_count(connection, experiment, as_of=as_of),
         reward=report,
         effects=daily_effects(experiment, report.kind, cells, traffic.epochs),

@@ -15,6 +15,7 @@ from experiment_service.analysis.traffic import (
     absurd_above,
     bots,
     late_events,
+    missing_exposures,
     missing_views,
 )
 from experiment_service.domain.experiment import Experiment, ExperimentState
@@ -26,7 +27,9 @@ from experiment_service.storage.counts import (
     Intake,
     Lag,
     LateCount,
+    MissingCount,
     OrphanCount,
+    UnitCell,
 )
 from experiment_service.storage.experiments import Reallocation
 
@@ -42,6 +45,7 @@ def experiment_checks(
     *,
     lag: Lag | None,
     orphans: OrphanCount,
+    missing: Mapping[UnitCell, MissingCount],
     late: LateCount,
     reward: MetricReport,
     effects: Mapping[str, Mapping[float, Contrast | Withheld]],
@@ -62,6 +66,7 @@ def experiment_checks(
         *_bot_checks(traffic.activity),
         *_view_checks(traffic),
         _orphan_check(orphans),
+        *_exposure_checks(missing),
         _late_check(late),
         *(
             Check(title="Novelty", subject=variant, result=novelty(by_day))
@@ -207,14 +212,30 @@ def _view_checks(traffic: Traffic) -> list[Check]:
     """Compare the share of units that viewed; none where no view is ever sent."""
     if not any(each.viewed for each in traffic.units.values()):
         return []
-    viewed: dict[tuple[int, str | None], dict[str, float]] = {}
-    units: dict[tuple[int, str | None], dict[str, float]] = {}
-    for cell, each in traffic.units.items():
-        entry = (cell.epoch, cell.segment)
-        viewed.setdefault(entry, {})[cell.variant] = each.viewed
-        units.setdefault(entry, {})[cell.variant] = each.units
-    result = missing_views(list(viewed.values()), list(units.values()))
+    result = missing_views(
+        _by_epoch({cell: each.viewed for cell, each in traffic.units.items()}),
+        _by_epoch({cell: each.units for cell, each in traffic.units.items()}),
+    )
     return [Check(title="Views by variant", subject=None, result=result)]
+
+
+def _exposure_checks(missing: Mapping[UnitCell, MissingCount]) -> list[Check]:
+    """Compare the share of units whose exposure is missing; none where none is named."""
+    if not missing:
+        return []
+    result = missing_exposures(
+        _by_epoch({cell: each.missing for cell, each in missing.items()}),
+        _by_epoch({cell: each.units for cell, each in missing.items()}),
+    )
+    return [Check(title="Exposures by variant", subject="last hour", result=result)]
+
+
+def _by_epoch(counts: Mapping[UnitCell, int]) -> list[dict[str, float]]:
+    """Return counts by variant for each epoch and segment."""
+    entries: dict[tuple[int, str | None], dict[str, float]] = {}
+    for cell, count in counts.items():
+        entries.setdefault((cell.epoch, cell.segment), {})[cell.variant] = count
+    return list(entries.values())
 
 
 def _late_check(late: LateCount) -> Check:

@@ -19,7 +19,9 @@ from sqlalchemy import (
     func,
     select,
     table,
+    true,
 )
+from sqlalchemy.dialects.postgresql import distinct_on
 
 from experiment_service.domain.experiment import Experiment
 from experiment_service.storage import schema
@@ -123,6 +125,14 @@ class Intake:
 
     received: int
     known: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MissingCount:
+    """Units that named an exposure, and those of them whose exposure never arrived."""
+
+    units: int
+    missing: int
 
 
 class UnitCell(NamedTuple):
@@ -309,6 +319,56 @@ def orphan_count(connection: Connection, *, since: datetime) -> OrphanCount:
         .where(done.c.exposure_id >= first_id(since))
     ).one()
     return OrphanCount(interactions=row.interactions, orphans=row.orphans)
+
+
+def missing_exposure_counts(
+    connection: Connection, experiment: Experiment, *, since: datetime
+) -> dict[UnitCell, MissingCount]:
+    """Count units by whether the exposure that they named has arrived.
+
+    Of exposures made since an instant, as `orphan_count`. A unit counts by the first
+    interaction of it that names one, where it was at that time by its first exposure.
+    """
+    done, made, unit = schema.interaction, schema.exposure, schema.unit_of_analysis
+    unit_id = func.coalesce(done.c.unit_id, made.c.unit_id)
+    first = (
+        select(
+            unit_id.label("unit_id"),
+            done.c.occurred_at,
+            made.c.id.is_(None).label("missing"),
+        )
+        .select_from(done.outerjoin(made, made.c.id == done.c.exposure_id))
+        .where(done.c.exposure_id >= first_id(since), unit_id.is_not(None))
+        .ext(distinct_on(unit_id))
+        .order_by(unit_id, done.c.occurred_at, done.c.id)
+        .cte("first")
+    )
+    belonged = (
+        select(unit.c.epoch, unit.c.segment, unit.c.variant)
+        .where(
+            unit.c.experiment_id == experiment.id,
+            unit.c.unit_id == first.c.unit_id,
+            unit.c.first_at <= first.c.occurred_at,
+        )
+        .order_by(unit.c.phase.desc())
+        .limit(1)
+        .lateral("belonged")
+    )
+    rows = connection.execute(
+        select(
+            *belonged.c,
+            func.count().label("units"),
+            func.count().filter(first.c.missing).label("missing"),
+        )
+        .select_from(first.join(belonged, true()))
+        .group_by(*belonged.c)
+    )
+    return {
+        UnitCell(row.epoch, row.segment, row.variant): MissingCount(
+            units=row.units, missing=row.missing
+        )
+        for row in rows
+    }
 
 
 def events_by_minute(connection: Connection, *, since: datetime) -> list[MinuteCount]:

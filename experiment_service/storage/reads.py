@@ -521,9 +521,7 @@ def _is_summarised(metric: Metric) -> bool:
     known = set(metric.event_kinds) <= set(schema.SUMMARISED_KINDS)
     first_at_own = metric.placements == OWN and metric.kind == "proportion"
     anywhere = metric.placements is None or first_at_own
-    return (
-        known and anywhere and metric.positions is None and metric.categories is None
-    )
+    return known and anywhere and metric.positions is None and metric.categories is None
 
 
 def _summarised(metric: Metric) -> ColumnElement[Any]:

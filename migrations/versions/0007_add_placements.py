@@ -87,13 +87,14 @@ def upgrade() -> None:
 def downgrade() -> None:
     for kind in KINDS:
         op.drop_column("unit_of_analysis", f"{kind}_own_at")
-    key = ", ".join(KEY)
     op.execute(
-        f"""
+        """
         CREATE TEMPORARY TABLE merged ON COMMIT DROP AS
-        SELECT {key}, sum(count)::integer AS count, sum(value_sum) AS value_sum,
+        SELECT experiment_id, unit_id, phase, kind, position, category,
+               sum(count)::integer AS count, sum(value_sum) AS value_sum,
                min(first_at) AS first_at
-        FROM unit_outcome GROUP BY {key};
+        FROM unit_outcome
+        GROUP BY experiment_id, unit_id, phase, kind, position, category;
         DELETE FROM unit_outcome;
         """
     )
@@ -101,7 +102,7 @@ def downgrade() -> None:
     op.drop_column("unit_outcome", "placement")
     op.create_primary_key("pk_unit_outcome", "unit_outcome", KEY)
     op.execute(
-        f"INSERT INTO unit_outcome ({key}, count, value_sum, first_at)"
-        " SELECT * FROM merged"
+        "INSERT INTO unit_outcome (experiment_id, unit_id, phase, kind, position,"
+        " category, count, value_sum, first_at) SELECT * FROM merged"
     )
     op.drop_column("interaction", "placement")

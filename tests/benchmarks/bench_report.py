@@ -44,9 +44,9 @@ FROM generate_series(CAST(1 AS bigint), CAST(:units AS bigint)) i,
 """
 
 OUTCOMES = """
-INSERT INTO unit_outcome (experiment_id, unit_id, phase, kind, position, category, count,
-                          value_sum, first_at)
-SELECT :id, 'unit-' || i, 0, kind, position, '', 1 + (i * 7) % 2,
+INSERT INTO unit_outcome (experiment_id, unit_id, phase, kind, position, category,
+                          placement, count, value_sum, first_at)
+SELECT :id, 'unit-' || i, 0, kind, position, '', 'home', 1 + (i * 7) % 2,
        CASE WHEN kind = 'purchase' THEN 10 + i % 50 ELSE 0 END,
        :start + i * :step + interval '2 minutes'
 FROM generate_series(CAST(1 AS bigint), CAST(:units AS bigint)) i,

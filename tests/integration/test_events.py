@@ -163,10 +163,19 @@ def outcome_key(*key):
 def outcomes(engine):
     """Return (experiment, unit, phase, kind) -> (count, value sum, first time).
 
-    With the position at the end of the key if there is one.
+    With the position at the end of the key if there is one; of all categories and
+    placements together.
     """
     with transaction(engine) as connection:
-        rows = connection.execute(text("SELECT * FROM unit_outcome"))
+        rows = connection.execute(
+            text(
+                """SELECT experiment_id, unit_id, phase, kind, position,
+                       sum(count) AS count, sum(value_sum) AS value_sum,
+                       min(first_at) AS first_at
+                FROM unit_outcome
+                GROUP BY experiment_id, unit_id, phase, kind, position"""
+            )
+        )
         return {
             outcome_key(
                 row.experiment_id, row.unit_id, row.phase, row.kind, row.position

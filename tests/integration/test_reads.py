@@ -1,5 +1,6 @@
 """Counts and edge cases of the reads; `contracts/test_metrics.py` has the moments."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
@@ -306,6 +307,27 @@ def test_orphans_are_found_among_the_latest_and_the_made_up(connection):
     store_events(connection, [known, old], events)
     found = counts.orphan_count(connection, since=T0 - HOUR)
     assert found == counts.OrphanCount(interactions=3, orphans=2)
+
+
+def test_a_unit_misses_its_exposure_by_the_first_that_it_names(connection):
+    experiment = experiment_of(connection)
+    at = T0 + timedelta(minutes=1)
+    shown = [exposure(experiment, unit, "ab"[unit > "v"], T0) for unit in "uvwx"]
+    lost = [exposure(experiment, unit, "a", T0) for unit in ("v", "w", "nobody")]
+    events = [
+        *(interaction(each, at) for each in lost),
+        # Known first, lost later; and one that leaves its unit to the exposure.
+        interaction(shown[2], T0),
+        replace(interaction(shown[0], at), unit_id=None),
+        interaction(shown[1], at + timedelta(minutes=1)),
+    ]
+    store_events(connection, shown, events)
+    found = counts.missing_exposure_counts(connection, experiment, since=T0 - HOUR)
+    assert found == {
+        counts.UnitCell(0, None, "a"): counts.MissingCount(units=2, missing=1),
+        counts.UnitCell(0, None, "b"): counts.MissingCount(units=1, missing=0),
+    }
+    assert not counts.missing_exposure_counts(connection, experiment, since=at)
 
 
 def test_events_are_counted_by_minute(connection):

@@ -189,6 +189,28 @@ def test_views_that_are_missing_in_a_variant_are_told(connection, recorder, shop
     assert "'als'" in checks_of(report)["Views by variant"].message
 
 
+def test_exposures_that_are_missing_in_a_variant_are_told(connection, recorder, shop):
+    experiment, epoch = open_experiment(
+        connection, declare("home-carousel"), shop.now - 2 * DAY
+    )
+    ago = timedelta(minutes=20)
+    lost = []
+    for number in range(1500):
+        unit = f"unit-{number}"
+        recorder.expose(experiment, epoch, unit, shop.now - DAY)
+        again = recorder.expose(experiment, epoch, unit, shop.now - ago)
+        recorder.interact(again, "click", 5)
+        if again.variant == "als" and recorder.rng.random() < 0.1:
+            lost.append(again)
+    arrived = [each for each in recorder.exposures if each not in lost]
+    store_events(connection, arrived, recorder.interactions)
+    check = checks_of(build_report(connection, "home-carousel", as_of=shop.now))[
+        "Exposures by variant"
+    ]
+    assert check.status == "failed"
+    assert "'als'" in check.message
+
+
 def test_repeated_events_are_told_of_the_service(connection, recorder, shop):
     experiment, epoch = open_experiment(
         connection, declare("home-carousel"), shop.now - 2 * DAY

@@ -151,13 +151,16 @@ def test_a_wrong_request_is_told_not_hidden_behind_the_fallback(common_shop, kin
 
 def test_the_shoppers_of_the_demo_use_it(common_shop):
     household = Household(
-        unit_id="demo-shopper", products=frozenset(ITEMS), types=frozenset()
+        unit_id="demo-shopper",
+        products=frozenset(ITEMS),
+        types=frozenset(),
+        buyer="new",
     )
     shoppers = Shoppers(
         common_shop.address,
         placements=["offers"],
         households=[household],
-        types={},
+        products={},
         visits_per_second=50,
         rng=np.random.default_rng(5),
     )

@@ -109,6 +109,32 @@ def test_missing_views_are_graded(gap, n, status):
         assert f"{gap / 2:.2%} off" in check.message
 
 
+def test_missing_exposures_are_compared_as_by_scipy():
+    missing, units = {"a": 30, "b": 12}, {"a": 1000, "b": 900}
+    table = [[missing[name], units[name] - missing[name]] for name in units]
+    check = traffic.missing_exposures([missing], [units])
+    expected = stats.chi2_contingency(table, correction=False)
+    assert check.value == pytest.approx(expected.pvalue, rel=1e-9)
+    assert check.status == "ok"
+
+
+@pytest.mark.parametrize(
+    ("missing", "n", "status", "words"),
+    [
+        ({"a": 60, "b": 10}, 1000, "failed", "in 'a'"),
+        ({"a": 42, "b": 15}, 1000, "warning", "never arrived"),
+        ({"a": 400, "b": 20}, 100_000, "ok", "off the common one"),
+        ({"a": 0, "b": 0}, 50, "ok", "100 units named have all arrived"),
+        ({}, 49, "not_enough_data", "0 exposures of 98 units"),
+        ({"a": 3}, 1000, "not_enough_data", "too few to compare"),
+    ],
+)
+def test_missing_exposures_are_graded(missing, n, status, words):
+    check = traffic.missing_exposures([missing], [{"a": n, "b": n}])
+    assert check.status == status
+    assert words in check.message
+
+
 @pytest.mark.parametrize(
     ("viewed", "units"),
     [
