@@ -37,6 +37,10 @@ class Settings:
         Where the dashboard listens, on the same host.
     journal_max_bytes : int
         Accepted events that may wait for the database before the API answers 503.
+    retention_days : int or None
+        Age of raw events from which whole months of them go; None keeps them for ever.
+    archive_dir : Path or None
+        Where they go; None keeps no copy.
     snapshot_poll_seconds : float
         Longest time until a change is seen when its notification was lost.
     dashboard_password_hash : str or None
@@ -60,6 +64,8 @@ class Settings:
     port: int = 8000
     dashboard_port: int = 8501
     journal_max_bytes: int = 1 << 30
+    retention_days: int | None = None
+    archive_dir: Path | None = None
     snapshot_poll_seconds: float = 5.0
     dashboard_password_hash: str | None = field(default=None, repr=False)
     oidc_metadata_url: str | None = None
@@ -232,6 +238,8 @@ _READERS: Mapping[str, Callable[[str], Any]] = {
     "port": _whole(1, 65_535),
     "dashboard_port": _whole(1, 65_535),
     "journal_max_bytes": _whole(1 << 20, 1 << 40),
+    "retention_days": _whole(30, 36_500),
+    "archive_dir": Path,
     "snapshot_poll_seconds": _seconds,
     "dashboard_password_hash": check_hash,
     "oidc_metadata_url": _metadata_url,

@@ -9,6 +9,7 @@ from sqlalchemy import Connection
 
 from experiment_service.storage import erasure as storage
 from experiment_service.storage.experiments import list_experiments, record_audit
+from experiment_service.storage.retention import list_archives
 
 log = logging.getLogger(__name__)
 
@@ -23,10 +24,13 @@ class Erasure:
         Rows removed, by table.
     overrides : list of str
         Experiments whose overrides name the unit still, as a tester; take it out there.
+    archives : list of str
+        Files of retired months that may hold it still.
     """
 
     rows: dict[str, int]
     overrides: list[str]
+    archives: list[str]
 
 
 def erase(
@@ -61,4 +65,4 @@ def erase(
         reason=reason or None,
     )
     log.info("erased a unit rows=%s", rows)
-    return Erasure(rows=rows, overrides=overrides)
+    return Erasure(rows=rows, overrides=overrides, archives=list_archives(connection))

@@ -75,6 +75,7 @@ def accept_interactions(
     *,
     now: datetime,
     unit: Callable[[str], str] = str,
+    oldest_id: UUID | None = None,
 ) -> tuple[list[Interaction], list[Refusal]]:
     """Read interactions one by one; a bad one is refused and spoils no other.
 
@@ -86,6 +87,9 @@ def accept_interactions(
         UTC; also the time of an interaction that names none.
     unit : callable
         Returns what stands for a unit id.
+    oldest_id : UUID, optional
+        Smaller ids are of months that were retired: nobody knows any more which of them
+        were counted.
 
     Returns
     -------
@@ -98,7 +102,7 @@ def accept_interactions(
     refusals: list[Refusal] = []
     for index, document in enumerate(documents):
         try:
-            interactions.append(_interaction(document, now, unit))
+            interactions.append(_interaction(document, now, unit, oldest_id))
         except InvalidRequest as error:
             refusal = Refusal(
                 index=index,
@@ -111,7 +115,10 @@ def accept_interactions(
 
 
 def _interaction(
-    document: object, now: datetime, unit: Callable[[str], str]
+    document: object,
+    now: datetime,
+    unit: Callable[[str], str],
+    oldest_id: UUID | None,
 ) -> Interaction:
     if not isinstance(document, Mapping):
         raise InvalidRequest(f"the event is {_shown(document)}; it must be an object")
@@ -127,6 +134,12 @@ def _interaction(
     for name in ("id", "kind"):
         if values[name] is None:
             raise InvalidRequest(f"{name} is missing; it is required", field=name)
+    if oldest_id is not None and values["id"] < oldest_id:
+        raise InvalidRequest(
+            f"id is {_shown(document['id'])}, a UUIDv7 of a month whose events have been "
+            "retired; give a new event a new id",
+            field="id",
+        )
     if values["unit_id"] is not None:
         values["unit_id"] = unit(check_id("unit_id", values["unit_id"]))
     occurred_at = values["occurred_at"] or now

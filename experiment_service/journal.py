@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Self
 
 from experiment_service.errors import Unavailable
+from experiment_service.files import sync_directory
 from experiment_service.journal_file import (
     DELETE,
     MEASURE,
@@ -38,7 +39,6 @@ from experiment_service.journal_file import (
     lock_file,
     read_oldest,
     read_removed,
-    sync_directory,
     transaction,
     translated,
     unavailable,

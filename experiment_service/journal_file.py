@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from experiment_service.errors import Unavailable
+from experiment_service.files import keep_private
 
 log = logging.getLogger(__name__)
 
@@ -181,19 +182,11 @@ def keep_damaged(path: Path, error: sqlite3.DatabaseError) -> None:
     shared.unlink(missing_ok=True)
 
 
-def sync_directory(directory: Path) -> None:
-    """Make the names in a directory survive a crash."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def connect(
     path: Path, *, synchronous: Literal["FULL", "NORMAL"]
 ) -> sqlite3.Connection:
     """Open a file, with its tables; FULL waits for the disk at each commit."""
+    keep_private(path)
     connection = sqlite3.connect(
         path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
     )

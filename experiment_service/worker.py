@@ -11,10 +11,13 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 import procrastinate
 from sqlalchemy import Engine
 
+from experiment_service.config import Settings
+from experiment_service.lazy import LazyModule
 from experiment_service.reallocation import due_experiments, reallocate
 from experiment_service.storage.database import (
     check_migrated,
@@ -23,6 +26,12 @@ from experiment_service.storage.database import (
     transaction,
 )
 from experiment_service.storage.partitions import ensure_partitions
+
+if TYPE_CHECKING:
+    from experiment_service import retention
+else:
+    # It writes Parquet, once a month, with a library that takes a while to load.
+    retention = LazyModule("experiment_service.retention")
 
 log = logging.getLogger(__name__)
 
@@ -35,10 +44,10 @@ class Job:
 
     name: str
     cron: str
-    run: Callable[[Engine, datetime], None]
+    run: Callable[[Engine, datetime, Settings], None]
 
 
-def reallocate_due(engine: Engine, now: datetime) -> None:
+def reallocate_due(engine: Engine, now: datetime, _: Settings) -> None:
     """Reallocate every bandit whose next cutoff has passed, each on its own.
 
     Raises
@@ -60,19 +69,32 @@ def reallocate_due(engine: Engine, now: datetime) -> None:
         raise failure
 
 
-def make_partitions(engine: Engine, now: datetime) -> None:
+def make_partitions(engine: Engine, now: datetime, _: Settings) -> None:
     """Make the event partitions of the coming months."""
     with transaction(engine) as connection:
         ensure_partitions(connection, now=now)
 
 
+def retire_events(engine: Engine, now: datetime, settings: Settings) -> None:
+    """Archive and drop the months of raw events that are old enough, if any may go."""
+    if settings.retention_days is not None:
+        retention.retire_months(
+            engine,
+            days=settings.retention_days,
+            archive_dir=settings.archive_dir,
+            actor="worker",
+            now=now,
+        )
+
+
 JOBS = (
     Job(name="reallocate_due", cron="* * * * * */5", run=reallocate_due),
     Job(name="make_partitions", cron="17 3 * * *", run=make_partitions),
+    Job(name="retire_events", cron="47 3 * * *", run=retire_events),
 )
 
 
-def create_app(engine: Engine, url: str) -> procrastinate.App:
+def create_app(engine: Engine, url: str, settings: Settings) -> procrastinate.App:
     """Return procrastinate's app with every job of `JOBS` on its schedule."""
     connector = procrastinate.PsycopgConnector(
         conninfo=libpq_url(url),
@@ -85,13 +107,15 @@ def create_app(engine: Engine, url: str) -> procrastinate.App:
     )
     app = procrastinate.App(connector=connector)
     for job in JOBS:
-        _register(app, job, engine)
+        _register(app, job, engine, settings)
     return app
 
 
-def _register(app: procrastinate.App, job: Job, engine: Engine) -> None:
+def _register(
+    app: procrastinate.App, job: Job, engine: Engine, settings: Settings
+) -> None:
     def run(timestamp: int) -> None:  # noqa: ARG001 - procrastinate passes the tick
-        job.run(engine, datetime.now(UTC))
+        job.run(engine, datetime.now(UTC), settings)
 
     task = app.task(
         name=job.name,
@@ -101,8 +125,15 @@ def _register(app: procrastinate.App, job: Job, engine: Engine) -> None:
     app.periodic(cron=job.cron)(task)
 
 
-def run_worker(url: str) -> None:
+def run_worker(url: str, settings: Settings) -> None:
     """Run jobs until SIGINT or SIGTERM; a database that goes away is waited for.
+
+    Parameters
+    ----------
+    url : str
+        Of the database, also when it is the included one.
+    settings : Settings
+        For the jobs.
 
     Raises
     ------
@@ -112,13 +143,13 @@ def run_worker(url: str) -> None:
     engine = create_engine(url, pool_size=2, name="worker")
     try:
         check_migrated(engine)
-        make_partitions(engine, datetime.now(UTC))
-        asyncio.run(_work(engine, url))
+        make_partitions(engine, datetime.now(UTC), settings)
+        asyncio.run(_work(engine, url, settings))
     finally:
         engine.dispose()
 
 
-async def _work(engine: Engine, url: str) -> None:
+async def _work(engine: Engine, url: str, settings: Settings) -> None:
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -126,7 +157,7 @@ async def _work(engine: Engine, url: str) -> None:
     pause = 0.5
     while not stopping.is_set():
         started = loop.time()
-        running = asyncio.create_task(_run_until_failure(engine, url))
+        running = asyncio.create_task(_run_until_failure(engine, url, settings))
         stopped = asyncio.create_task(stopping.wait())
         await asyncio.wait({running, stopped}, return_when=asyncio.FIRST_COMPLETED)
         stopped.cancel()
@@ -144,8 +175,8 @@ async def _work(engine: Engine, url: str) -> None:
     log.info("worker stopped")
 
 
-async def _run_until_failure(engine: Engine, url: str) -> None:
-    app = create_app(engine, url)
+async def _run_until_failure(engine: Engine, url: str, settings: Settings) -> None:
+    app = create_app(engine, url, settings)
     async with app.open_async():
         log.info("worker started jobs=%s", [job.name for job in JOBS])
         await app.run_worker_async(

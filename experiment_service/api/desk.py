@@ -325,7 +325,10 @@ class Desk:
             When none is good.
         """
         interactions, refusals = accept_interactions(
-            documents, now=clock(), unit=self._unit
+            documents,
+            now=clock(),
+            unit=self._unit,
+            oldest_id=self._keeper.configuration.oldest_id,
         )
         refused = [
             {

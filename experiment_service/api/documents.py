@@ -464,3 +464,6 @@ class ErasureDocument(Answer):
     overrides: list[str] = Field(
         description="Experiments whose overrides name the unit still, as a tester."
     )
+    archives: list[str] = Field(
+        description="Files of retired months that may hold the unit still."
+    )

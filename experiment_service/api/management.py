@@ -152,4 +152,10 @@ def erase(services: Serving, body: ErasureRequest, actor: Actor) -> Response:
             now=clock(),
             reason=body.reason,
         )
-    return answer({"rows": erased.rows, "overrides": erased.overrides})
+    return answer(
+        {
+            "rows": erased.rows,
+            "overrides": erased.overrides,
+            "archives": erased.archives,
+        }
+    )

@@ -25,6 +25,7 @@ COMMANDS: Mapping[str, Mapping[str, str]] = {
         "hash-password": "ask for the dashboard's password and print its hash",
         "migrate": "bring the schema up to date",
         "rebuild-outcomes": "recompute unit outcomes from raw events",
+        "retention": "show which months of raw events may go, and retire them",
     },
     "experiments:add_experiments": {
         "create": "create an experiment from a file",

@@ -182,6 +182,8 @@ def _erase(settings: Settings, parsed: argparse.Namespace) -> None:
     print_table(("TABLE", "ROWS REMOVED"), list(erased.rows.items()))
     for key in erased.overrides:
         print(f"{key} has it among its overrides still; see set-overrides")
+    for file in erased.archives:
+        print(f"{file} may hold it still; it is an archive of a retired month")
 
 
 def _create_reader(settings: Settings, parsed: argparse.Namespace) -> None:

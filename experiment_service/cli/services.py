@@ -5,7 +5,7 @@ import getpass
 import sys
 from typing import TYPE_CHECKING, Any
 
-from experiment_service.cli.common import open_engine
+from experiment_service.cli.common import actor, clock, open_engine, print_table
 from experiment_service.config import Settings
 from experiment_service.errors import InvalidRequest
 from experiment_service.lazy import LazyModule
@@ -17,12 +17,13 @@ from experiment_service.termination import termination_as_exit
 
 if TYPE_CHECKING:
     from dashboard import server
-    from experiment_service import demo, worker
+    from experiment_service import demo, retention, worker
     from experiment_service.api import app
 else:
     # Each is a program of its own, and takes seconds to load.
     app = LazyModule("experiment_service.api.app")
     demo = LazyModule("experiment_service.demo")
+    retention = LazyModule("experiment_service.retention")
     server = LazyModule("dashboard.server")
     worker = LazyModule("experiment_service.worker")
 
@@ -54,6 +55,13 @@ def add_services(commands: Any) -> None:  # noqa: ANN401 - argparse names no typ
     )
     rebuild.add_argument("key", nargs="?", help="one experiment; all when left out")
     rebuild.set_defaults(command=_rebuild_outcomes)
+    retention_ = commands.add_parser(
+        "retention", help="show which months of raw events may go, and retire them"
+    )
+    retention_.add_argument(
+        "--apply", action="store_true", help="archive and drop them; else only look"
+    )
+    retention_.set_defaults(command=_retention)
 
 
 def _demo(settings: Settings, parsed: argparse.Namespace) -> None:
@@ -80,7 +88,7 @@ def _worker(settings: Settings, _: argparse.Namespace) -> None:
         termination_as_exit(),
         running_database(settings.database_url, settings.data_dir) as url,
     ):
-        worker.run_worker(url)
+        worker.run_worker(url, settings)
 
 
 def _dashboard(settings: Settings, _: argparse.Namespace) -> None:
@@ -110,3 +118,29 @@ def _rebuild_outcomes(settings: Settings, parsed: argparse.Namespace) -> None:
             experiment_id = storage.get_experiment(connection, parsed.key).id
         rebuild_outcomes(connection, experiment_id)
     print(f"outcomes of {parsed.key or 'all experiments'} recomputed from raw events")
+
+
+def _retention(settings: Settings, parsed: argparse.Namespace) -> None:
+    days, at = settings.retention_days, clock()
+    retired = []
+    with open_engine(settings) as engine:
+        if parsed.apply:
+            retired = retention.retire_months(
+                engine,
+                days=days,
+                archive_dir=settings.archive_dir,
+                actor=actor(),
+                now=at,
+            )
+        with transaction(engine) as connection:
+            kept = list(retention.judge_months(connection, days=days, now=at))
+    rows = [(each.name, _mebibytes(each), "retired", each.reason) for each in retired]
+    rows += [
+        (each.name, _mebibytes(each), "may go" if each.goes else "stays", each.reason)
+        for each in kept
+    ]
+    print_table(("MONTH", "MIB", "RAW EVENTS", "BECAUSE"), rows)
+
+
+def _mebibytes(verdict: "retention.Verdict") -> str:
+    return f"{verdict.size_bytes / (1 << 20):.1f}"

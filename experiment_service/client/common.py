@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
-from uuid import uuid4
+
+from uuid_utils import uuid7
 
 from experiment_service.client.values import Assignment, Recommendation
 
@@ -67,7 +68,7 @@ def interaction(
     """Write an interaction with an id of its own and its time."""
     at = occurred_at or datetime.now(UTC)
     document = {
-        "id": event_id or uuid4().hex,
+        "id": event_id or str(uuid7()),
         "kind": kind,
         "exposure_id": exposure_id,
         "unit_id": unit_id,

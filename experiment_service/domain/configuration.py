@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
+from uuid import UUID
 
 from experiment_service.domain.declaration import (
     declaration_document,
@@ -78,6 +79,8 @@ class Configuration:
         Every API key by id, also those that are refused; without the days of use.
     erased : frozenset of str
         Digests, hexadecimal, of units that were erased lately; see `storage.erasure`.
+    oldest_id : UUID or None
+        Events with a smaller id belong to months that were retired; None takes all.
     """
 
     placements: Mapping[str, Placement]
@@ -87,6 +90,7 @@ class Configuration:
     loaded_at: datetime
     keys: Mapping[str, ApiKey] = field(default_factory=dict)
     erased: frozenset[str] = frozenset()
+    oldest_id: UUID | None = None
 
     def placement(self, key: str) -> Placement:
         """Return a placement.
@@ -243,6 +247,7 @@ def configuration_document(configuration: Configuration) -> dict[str, Any]:
         "loaded_at": _instant(configuration.loaded_at),
         "keys": [key_record(key) for key in configuration.keys.values()],
         "erased": sorted(configuration.erased),
+        "oldest_id": configuration.oldest_id and str(configuration.oldest_id),
     }
 
 
@@ -261,7 +266,8 @@ def parse_configuration(document: Mapping[str, Any]) -> Configuration:
         states=document["states"],
         models={m["name"]: LiveModel(**m) for m in document["models"]},
         loaded_at=datetime.fromisoformat(document["loaded_at"]),
-        # A copy on disk may be of a version that had neither.
+        # A copy on disk may be of a version that had none of these.
         keys={k["id"]: parse_key_record(k) for k in document.get("keys", ())},
         erased=frozenset(document.get("erased", ())),
+        oldest_id=UUID(oldest) if (oldest := document.get("oldest_id")) else None,
     )

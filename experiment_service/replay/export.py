@@ -17,6 +17,7 @@ from experiment_service.errors import InvalidRequest
 from experiment_service.replay.experiment import simple_metric
 from experiment_service.storage import experiments as storage
 from experiment_service.storage.export import stream_events
+from experiment_service.storage.partitions import check_whole
 from experiment_service.storage.rounds import stream_rounds
 
 #: What can be exported.
@@ -111,6 +112,8 @@ def export(
     InvalidRequest
         When the file exists, can't be written or is of another kind, or the metric is a
         ratio.
+    InvalidState
+        When raw events of the experiment have been retired.
     """
     experiment = storage.get_experiment(connection, key)
     if not path.name.endswith(_ENDINGS):
@@ -123,6 +126,7 @@ def export(
     if content == "rounds":
         batches = _rounds(connection, experiment, cutoff, metric, segment_by)
     else:
+        check_whole(connection, experiment.id)
         batches = stream_events(connection, experiment, content)
     partial = path.with_name(f".{path.name}.partial")
     try:

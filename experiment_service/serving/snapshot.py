@@ -26,6 +26,7 @@ from experiment_service.domain.experiment import (
     Variant,
 )
 from experiment_service.errors import ExperimentServiceError
+from experiment_service.files import open_private
 from recommenders.lists import PublishedLists
 
 log = logging.getLogger(__name__)
@@ -167,7 +168,7 @@ def write_copy(configuration: Configuration, data_dir: Path) -> None:
     content = json.dumps(configuration_document(configuration), indent=1).encode()
     partial = data_dir / f".{_COPY}.{os.getpid()}-{uuid4().hex}"
     try:
-        with partial.open("xb") as file:
+        with open_private(partial) as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

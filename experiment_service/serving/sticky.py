@@ -12,6 +12,8 @@ from datetime import datetime
 from itertools import islice
 from pathlib import Path
 
+from experiment_service.files import keep_private
+
 log = logging.getLogger(__name__)
 
 _SCHEMA = """
@@ -64,6 +66,7 @@ class StickyStore:
             self._connection = self._open()
 
     def _open(self) -> sqlite3.Connection:
+        keep_private(self._path)
         connection = sqlite3.connect(
             self._path,
             timeout=_BUSY_SECONDS,

@@ -62,6 +62,7 @@ from experiment_service.storage.database import (
     lock_for_transaction,
 )
 from experiment_service.storage.erasure import drop_erased
+from experiment_service.storage.partitions import check_whole, refuse_retired
 from experiment_service.storage.units import (
     summarise_units,
     touch_later_units,
@@ -150,6 +151,7 @@ def store_events(
         )
         lock_events(connection)
         erased = drop_erased(connection, _new_exposure, _new_interaction)
+        refuse_retired(connection, _new_exposure, _new_interaction)
         now = connection.execute(select(func.clock_timestamp())).scalar_one()
         counts = StoredCounts(
             exposures=_store_new(connection, _new_exposure, schema.exposure, now),
@@ -495,14 +497,15 @@ def names(exposure: FromClause, interaction: FromClause) -> ColumnElement[bool]:
     )
 
 
-def _is_of_unit(exposure: FromClause, interaction: FromClause) -> ColumnElement[bool]:
+def is_of_unit(exposure: FromClause, interaction: FromClause) -> ColumnElement[bool]:
+    """Whether an interaction names no exposure, and the unit of this one."""
     return and_(
         interaction.c.exposure_id.is_(None),
         interaction.c.unit_id == exposure.c.unit_id,
     )
 
 
-def _pairs(
+def pairs(
     exposure: FromClause, interaction: FromClause, joined: FromClause
 ) -> Select[Any]:
     """Pair the interactions of a join with the experiments that they count for.
@@ -543,13 +546,13 @@ def _add_new_outcomes(connection: Connection) -> int:
     named, naming = _exposures_named_by_new(), _known_that_name_new()
     of_unit, waiting = _exposures_of_units_of_new(), _known_of_units_of_new()
     named_pairs = union_all(
-        _pairs(named, new, new.join(named, named.c.interaction_id == new.c.id)),
-        _pairs(shown, naming, shown.join(naming, names(shown, naming))),
+        pairs(named, new, new.join(named, named.c.interaction_id == new.c.id)),
+        pairs(shown, naming, shown.join(naming, names(shown, naming))),
     ).cte("named_pair")
     # UNION: an interaction of a unit counts once for however many of its exposures.
     unit_pairs = union(
-        _pairs(of_unit, new, new.join(of_unit, true())),
-        _pairs(shown, waiting, shown.join(waiting, _is_of_unit(shown, waiting))),
+        pairs(of_unit, new, new.join(of_unit, true())),
+        pairs(shown, waiting, shown.join(waiting, is_of_unit(shown, waiting))),
     ).cte("unit_pair")
     actions = union_all(
         _actions(new, new.c.unit_id).where(new.c.unit_id.is_not(None)),
@@ -583,7 +586,7 @@ def _exposures_of_units_of_new() -> FromClause:
     exposure, new = schema.exposure, _new_interaction
     longest = select(func.max(_rule.c.attribution_window)).scalar_subquery()
     of_unit = select(exposure).where(
-        _is_of_unit(exposure, new),
+        is_of_unit(exposure, new),
         exposure.c.exposed_at.between(new.c.occurred_at - longest, new.c.occurred_at),
     )
     return of_unit.offset(0).lateral("exposure_of_unit")
@@ -633,8 +636,14 @@ def rebuild_outcomes(connection: Connection, experiment_id: int | None = None) -
     ----------
     experiment_id : int, optional
         Only those of one experiment; all when left out.
+
+    Raises
+    ------
+    InvalidState
+        When raw rows that they were counted from have been retired.
     """
     lock_events(connection)
+    check_whole(connection, experiment_id)
     allow_time(connection)
     _prepare_staging(connection)
 
@@ -653,12 +662,12 @@ def rebuild_outcomes(connection: Connection, experiment_id: int | None = None) -
     exposure, interaction = schema.exposure, schema.interaction
     _add_unit_exposures(connection, exposure, exposure.c.recorded_at, chosen(exposure))
     named, of_units = (
-        _pairs(
+        pairs(
             exposure,
             interaction,
             exposure.join(interaction, belongs(exposure, interaction)),
         ).where(chosen(exposure))
-        for belongs in (names, _is_of_unit)
+        for belongs in (names, is_of_unit)
     )
     actions = None
     if experiment_id is None:

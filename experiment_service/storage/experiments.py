@@ -37,6 +37,7 @@ from experiment_service.storage import schema
 from experiment_service.storage.database import notify_change, violated_constraint
 from experiment_service.storage.erasure import list_erased
 from experiment_service.storage.keys import list_keys
+from experiment_service.storage.partitions import oldest_id
 
 #: Action in the audit log that holds a decision.
 DECIDE = "decide"
@@ -405,6 +406,7 @@ def load_configuration(connection: Connection, *, now: datetime) -> Configuratio
         # The days of use change all the time, and no answer depends on them.
         keys={key.id: replace(key, used_on=None) for key in list_keys(connection)},
         erased=list_erased(connection),
+        oldest_id=oldest_id(connection),
     )
 
 

@@ -387,3 +387,20 @@ erased_unit = Table(
     Column("digest", LargeBinary, primary_key=True),
     _instant("erased_at"),
 )
+
+#: Months whose raw events were archived or dropped; their outcomes stay. Immutable.
+retired_month = Table(
+    "retired_month",
+    metadata,
+    # Its first day, UTC.
+    Column("month", Date, primary_key=True),
+    Column("exposures", BigInteger, nullable=False),
+    Column("interactions", BigInteger, nullable=False),
+    # No event from up to then is taken any more: it could count with rows that are gone.
+    _instant("closed_until"),
+    # Whose outcomes can't be computed again.
+    Column("experiment_ids", ARRAY(Integer), nullable=False),
+    # By table: file, rows and sha256; null when the rows were dropped for good.
+    Column("archive", JSONB(none_as_null=True)),
+    _recorded_at(),
+)

@@ -67,7 +67,7 @@ export class ExperimentClient {
   // Tell what the shopper did, such as "purchase"; the id makes a repetition count once.
   track(kind, { id, exposureId, itemId, category, placement, position, value } = {}) {
     this.queue.push({
-      id: id ?? randomId(),
+      id: id ?? timedId(Date.now() + this.queue.offset),
       kind,
       unit_id: this.unitId,
       exposure_id: exposureId ?? undefined,
@@ -322,6 +322,19 @@ class Store {
       this.memory.set(key, text);
     }
   }
+}
+
+// A UUIDv7: the service keeps an event beside others of its month.
+function timedId(at) {
+  const digits = Math.round(at).toString(16).padStart(12, "0").slice(-12);
+  const random = randomId();
+  return [
+    digits.slice(0, 8),
+    digits.slice(8),
+    `7${random.slice(0, 3)}`,
+    `${"89ab"[parseInt(random[3], 16) % 4]}${random.slice(4, 7)}`,
+    random.slice(7, 19),
+  ].join("-");
 }
 
 // 128 random bits; crypto.randomUUID is missing on pages without TLS.
