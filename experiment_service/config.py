@@ -52,6 +52,10 @@ class Settings:
         commas between; * for all that the provider knows.
     ofrep_exposures : str
         ``single``: evaluating one flag over OFREP records an exposure; or ``never``.
+    refusals_per_second : float or None
+        Requests without a good key that an address may send; None for no limit.
+    trusted_proxies : str or None
+        Addresses and networks whose X-Forwarded-For is believed, with commas between.
     log_format : str
         ``text`` or ``json``.
     """
@@ -74,6 +78,8 @@ class Settings:
     oidc_redirect_url: str | None = None
     oidc_allowed: str | None = None
     ofrep_exposures: str = "never"
+    refusals_per_second: float | None = None
+    trusted_proxies: str | None = None
     log_format: str = "text"
 
     @classmethod
@@ -190,6 +196,27 @@ def _seconds(raw: str) -> float:
     return value
 
 
+def _rate(raw: str) -> float:
+    rule = "it must be requests a second from 0.01 to 100000"
+    try:
+        value = float(raw)
+    except ValueError:
+        raise ValueError(rule) from None
+    if not 0.01 <= value <= 100_000:
+        raise ValueError(rule)
+    return value
+
+
+def _networks(raw: str) -> str:
+    try:
+        for each in raw.split(","):
+            ipaddress.ip_network(each.strip())
+    except ValueError:
+        rule = "it must be addresses or networks, such as 10.0.0.5,192.168.0.0/16"
+        raise ValueError(rule) from None
+    return raw
+
+
 def _metadata_url(raw: str) -> str:
     if not raw.startswith(("https://", "http://localhost", "http://127.0.0.1")):
         raise ValueError("it must start with https://")
@@ -244,6 +271,8 @@ _READERS: Mapping[str, Callable[[str], Any]] = {
     "dashboard_password_hash": check_hash,
     "oidc_metadata_url": _metadata_url,
     "oidc_redirect_url": _redirect_url,
+    "refusals_per_second": _rate,
+    "trusted_proxies": _networks,
     "ofrep_exposures": _one_of("never", "single"),
     "log_format": _one_of("text", "json"),
 }

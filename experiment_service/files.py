@@ -28,14 +28,14 @@ def keep_private(path: Path) -> None:
     """Make a file if there is none, and let only its owner read it.
 
     For programs that open a path themselves, such as SQLite; its log and the index of
-    its log get the mode of the file.
+    its log get the mode of the file. One that is there, maybe of a former version, is not
+    opened: closing it again would drop the locks that this process has on it.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, _OWNER_ONLY)
     try:
-        # It may have been made by a former version.
-        os.fchmod(descriptor, _OWNER_ONLY)
-    finally:
-        os.close(descriptor)
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, _OWNER_ONLY))
+    except FileExistsError:
+        if path.stat().st_mode & 0o077:
+            path.chmod(_OWNER_ONLY)
 
 
 def sync_directory(directory: Path) -> None:

@@ -183,7 +183,10 @@ def _retire_next(
         # What is judged is what is archived: one snapshot of the database.
         with transaction(reading) as connection:
             verdict = next(judge_months(connection, days=days, now=now), None)
-            if verdict is None or not verdict.goes:
+            if verdict is None:
+                return None
+            if not verdict.goes:
+                log.info("month stays month=%s reason=%s", verdict.name, verdict.reason)
                 return None
             month = verdict.month
             closed = storage.closed_until(connection, month)
@@ -236,6 +239,7 @@ class _Draft:
         self._path = directory / f"{table}_{month:%Y_%m}.parquet"
         self._partial = directory / f".{self._path.name}.{uuid4().hex}.partial"
         self._rows = 0
+        self._sha256 = ""
 
     def write(self, connection: Connection) -> None:
         """Write the rows of the month, and see that the disk has them.
@@ -255,6 +259,7 @@ class _Draft:
                 file.flush()
                 os.fsync(file.fileno())
             self._check(ids.digest())
+            self._sha256 = _sha256(self._partial)
         except (OSError, pa.ArrowException) as error:
             raise Unavailable(
                 f"archive {str(self._path)!r} can't be written: {error}"
@@ -302,15 +307,21 @@ class _Draft:
         ------
         Conflict
             When another file has the name.
+        Unavailable
+            When the folder can't be written any more.
         """
-        sha256 = _sha256(self._partial)
-        if self._path.exists() and _sha256(self._path) != sha256:
-            raise Conflict(
-                f"archive {str(self._path)!r} exists and has other rows; move it away"
-            )
-        self._partial.replace(self._path)
-        sync_directory(self._path.parent)
-        return Archived(file=str(self._path), rows=self._rows, sha256=sha256)
+        try:
+            if self._path.exists() and _sha256(self._path) != self._sha256:
+                raise Conflict(
+                    f"archive {str(self._path)!r} exists and has other rows; move it away"
+                )
+            self._partial.replace(self._path)
+            sync_directory(self._path.parent)
+        except OSError as error:
+            raise Unavailable(
+                f"archive {str(self._path)!r} can't be written: {error}"
+            ) from error
+        return Archived(file=str(self._path), rows=self._rows, sha256=self._sha256)
 
     def discard(self) -> None:
         """Remove what was not published."""

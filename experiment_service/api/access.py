@@ -14,6 +14,7 @@ from http import HTTPStatus
 from urllib.parse import parse_qs
 
 from experiment_service.api.failures import Failure
+from experiment_service.api.limits import AddressLimit, Bucket
 from experiment_service.config import is_loopback
 from experiment_service.domain.key import (
     BROWSER_PERMISSIONS,
@@ -51,7 +52,8 @@ _LOOKING = frozenset({"GET", "HEAD", "OPTIONS"})
 #: What a page may send, and how long a browser may remember that.
 _PREFLIGHT = {
     "access-control-allow-methods": "POST",
-    "access-control-allow-headers": "authorization, content-type, x-api-key",
+    "access-control-allow-headers": "authorization, content-type, if-none-match, "
+    "x-api-key, x-request-id",
     "access-control-max-age": "600",
 }
 
@@ -64,7 +66,7 @@ def permission_needed(method: str, path: str) -> Permission | None:
     if path in _PUBLIC:
         return None
     if path.startswith("/ofrep/"):
-        return Permission.ASSIGN
+        return Permission.EVALUATE
     return Permission.READ if method in _LOOKING else Permission.CHANGE
 
 
@@ -85,25 +87,6 @@ class Caller:
     actor: str
     origin: str | None = None
     key_id: str | None = None
-
-
-@dataclass(slots=True)
-class _Bucket:
-    """Requests that a key has left: it fills by its rate, up to those of one second."""
-
-    left: float
-    at: float
-
-    def take(self, per_second: float, now: float) -> float:
-        """Take one; return the seconds to wait for it, 0 when there was one."""
-        full = max(1.0, per_second)
-        # A clock that is set back gives nothing and takes nothing.
-        self.left = min(full, self.left + max(0.0, now - self.at) * per_second)
-        self.at = now
-        if self.left >= 1:
-            self.left -= 1
-            return 0.0
-        return (1 - self.left) / per_second
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,14 +137,23 @@ class Access:
         Returns every key by id: the same object as long as nothing has changed.
     loopback : bool
         Whether the service listens on loopback only.
+    refusals_per_second : float, optional
+        Requests without a good key that one address may send; all when left out.
     """
 
     def __init__(
-        self, keys: Callable[[], Mapping[str, ApiKey]], *, loopback: bool
+        self,
+        keys: Callable[[], Mapping[str, ApiKey]],
+        *,
+        loopback: bool,
+        refusals_per_second: float | None = None,
     ) -> None:
         self._keys = keys
         self._loopback = loopback
-        self._buckets: dict[str, _Bucket] = {}
+        self._strangers = (
+            None if refusals_per_second is None else AddressLimit(refusals_per_second)
+        )
+        self._buckets: dict[str, Bucket] = {}
         self._used: dict[str, date] = {}
         self._unsaved: set[str] = set()
 
@@ -171,7 +163,12 @@ class Access:
         return self._loopback and not self._keys()
 
     def check(
-        self, headers: Headers, needed: Permission, now: float, query: bytes = b""
+        self,
+        headers: Headers,
+        needed: Permission,
+        now: float,
+        query: bytes = b"",
+        address: str = "",
     ) -> Caller | Failure:
         """Decide about one request.
 
@@ -185,7 +182,23 @@ class Access:
             Seconds since 1970.
         query : bytes
             Query string; a browser key may come as ``key=``.
+        address : str
+            Where it comes from.
         """
+        entry = self._judge(headers, needed, now, query)
+        if (
+            self._strangers is not None
+            and isinstance(entry, Failure)
+            and entry.status is HTTPStatus.UNAUTHORIZED
+        ):
+            wait = self._strangers.take(address, now)
+            if wait:
+                return _too_many_refused(self._strangers.per_second, wait)
+        return entry
+
+    def _judge(
+        self, headers: Headers, needed: Permission, now: float, query: bytes
+    ) -> Caller | Failure:
         given = _presented(headers, query)
         keys = self._keys()
         if not keys and self._loopback:
@@ -214,8 +227,7 @@ class Access:
             return 0.0
         bucket = self._buckets.get(key.id)
         if bucket is None:
-            full = max(1.0, key.per_second)
-            bucket = self._buckets[key.id] = _Bucket(full, now)
+            bucket = self._buckets[key.id] = Bucket.full(key.per_second, now)
         return bucket.take(key.per_second, now)
 
     def _note_use(self, key: ApiKey, now: float) -> None:
@@ -245,8 +257,8 @@ class Access:
         origin = given.origin or ""
         if permission_needed("POST", path) not in BROWSER_PERMISSIONS:
             return _forbidden(
-                f"{path[:80]!r} is not for pages; a page may send events and ask for "
-                "recommendations"
+                f"{path[:80]!r} is not for pages; a page may send events, ask for "
+                "recommendations and evaluate flags"
             )
         keys = self._keys()
         at = datetime.fromtimestamp(now, UTC)
@@ -268,7 +280,7 @@ def answer_headers(origin: str) -> dict[str, str]:
         "access-control-allow-origin": origin,
         # Nothing here knows cookies; but `navigator.sendBeacon` always offers them.
         "access-control-allow-credentials": "true",
-        "access-control-expose-headers": "retry-after",
+        "access-control-expose-headers": "date, etag, retry-after, x-request-id",
         "vary": "origin",
     }
 
@@ -303,8 +315,8 @@ def _about_key(
     if needed not in key.permissions:
         scopes = [scope for scope, each in PERMISSIONS.items() if needed in each]
         return _forbidden(
-            f"key {key.id} is a browser key; it may send events and ask for "
-            "recommendations only"
+            f"key {key.id} is a browser key; it may send events, ask for "
+            "recommendations and evaluate flags only"
             if key.origins
             else f"key {key.id} has scope {' and '.join(key.scopes)}, and this needs "
             f"{' or '.join(scopes)}"
@@ -369,4 +381,14 @@ def _too_many(key: ApiKey, wait: float, origin: str | None) -> Failure:
         message=f"key {key.id} may send {key.per_second:g} requests a second; slow down",
         headers={"retry-after": str(math.ceil(wait))}
         | ({} if origin is None else answer_headers(origin)),
+    )
+
+
+def _too_many_refused(per_second: float, wait: float) -> Failure:
+    return Failure(
+        status=HTTPStatus.TOO_MANY_REQUESTS,
+        code="too_many_requests",
+        message=f"an address may send {per_second:g} requests a second without a good "
+        "key; get a key, or slow down",
+        headers={"retry-after": str(math.ceil(wait))},
     )

@@ -36,14 +36,14 @@ from experiment_service.api.access import (
     is_preflight,
     permission_needed,
 )
+from experiment_service.api.connections import GuardedHttp
 from experiment_service.api.desk import Desk
 from experiment_service.api.failures import Failure, describe
 from experiment_service.api.latency import LatencyHistogram
 from experiment_service.api.monitoring import Monitor
 from experiment_service.api.openapi import declare_access
 from experiment_service.api.processes import run_processes
-from experiment_service.api.protocol import BoundedHttp
-from experiment_service.api.requests import Exchange
+from experiment_service.api.requests import TURNED_AWAY, Exchange, Refusals
 from experiment_service.api.services import JOURNALS, Services, clock, open_services
 from experiment_service.api.wire import (
     ClientGone,
@@ -71,11 +71,13 @@ log = logging.getLogger(__name__)
 #: How uvicorn runs the API; the benchmark runs its floor in the same way.
 SERVER_OPTIONS: dict[str, Any] = {
     "loop": "uvloop",
-    "http": BoundedHttp,
+    "http": GuardedHttp,
     "ws": "none",
     "lifespan": "on",
     "access_log": False,
     "server_header": False,
+    # Only where proxies are named whose X-Forwarded-For is believed.
+    "proxy_headers": False,
     "log_config": None,
     "backlog": 2048,
     "timeout_keep_alive": 75,
@@ -190,7 +192,11 @@ class ExperimentApi(FastAPI):
 
     def _open_desk(self, loop: asyncio.AbstractEventLoop) -> None:
         keeper, loopback = self.services.keeper, self._settings.is_loopback
-        self.access = Access(lambda: keeper.configuration.keys, loopback=loopback)
+        self.access = Access(
+            lambda: keeper.configuration.keys,
+            loopback=loopback,
+            refusals_per_second=self._settings.refusals_per_second,
+        )
         if not loopback and not keeper.configuration.keys:
             self.failure = Unavailable(
                 f"the API listens on {self._settings.host}, where strangers can reach it, and there is "
@@ -199,6 +205,7 @@ class ExperimentApi(FastAPI):
             )
             raise self.failure
         self.desk = Desk(self.services, loop)
+        self._refusals = Refusals(self.desk.tally)
         self.monitor = Monitor(
             self.services,
             self.desk.tally,
@@ -234,7 +241,7 @@ class ExperimentApi(FastAPI):
             return
         entry = self._enter(scope)
         if not isinstance(entry, Caller):
-            await _turn_away(send, entry)
+            await self._turn_away(scope, send, entry)
             return
         if entry.origin is not None:
             send = with_headers(send, answer_headers(entry.origin))
@@ -254,23 +261,15 @@ class ExperimentApi(FastAPI):
         except Exception as error:  # an answer comes, whatever it is
             failure = describe(error)
             status = failure.status
+            if status in TURNED_AWAY:
+                exchange.identify()
             await send_failure(exchange.send, failure)
         if route is not None:
             name = route.path
         else:
             name = getattr(scope.get("route"), "path", "other")
         seconds = perf_counter() - started
-        self._count(
-            f"{scope['method']} {name}", exchange.status or int(status), seconds
-        )
-        if scope["method"] not in _QUIET and name.startswith("/v1") and route is None:
-            log.info(
-                "answered method=%s route=%s status=%d milliseconds=%.1f",
-                scope["method"],
-                name,
-                exchange.status,
-                1000 * seconds,
-            )
+        self._note(scope, name, exchange.status or int(status), seconds)
 
     def _enter(self, scope: Scope) -> Caller | Failure | Mapping[str, str]:
         """Decide who asks and whether they may; headers are the answer to a preflight."""
@@ -280,7 +279,32 @@ class ExperimentApi(FastAPI):
         needed = permission_needed(method, path)
         if needed is None:
             return _ANYBODY
-        return self.access.check(headers, needed, time(), scope["query_string"])
+        address, _ = scope["client"] or ("", 0)
+        return self.access.check(
+            headers, needed, time(), scope["query_string"], address
+        )
+
+    async def _turn_away(
+        self, scope: Scope, send: Send, answer: Failure | Mapping[str, str]
+    ) -> None:
+        """Answer without asking any route: a preflight, or whoever may not come in."""
+        exchange = Exchange(scope, send, make=isinstance(answer, Failure))
+        if not isinstance(answer, Failure):
+            await send_empty(exchange.send, answer)
+            return
+        await send_failure(exchange.send, answer)
+        name = self._declared_path(scope)
+        self.desk.tally.responses[f"{scope['method']} {name}", int(answer.status)] += 1
+        self._refusals.note(scope, name, int(answer.status), time())
+
+    def _declared_path(self, scope: Scope) -> str:
+        """Return the path that a request is for, as its route declares it."""
+        paths = (
+            route.path
+            for route in self.routes
+            if isinstance(route, Route) and route.matches(scope)[0] is not Match.NONE
+        )
+        return next(paths, "other")
 
     def openapi(self) -> dict[str, Any]:
         """Return the OpenAPI document, with what each route needs."""
@@ -295,12 +319,25 @@ class ExperimentApi(FastAPI):
         with contextlib.suppress(Exception):
             await super().__call__(scope, receive, send)
 
-    def _count(self, name: str, status: int, seconds: float) -> None:
+    def _note(self, scope: Scope, path: str, status: int, seconds: float) -> None:
+        """Count an answer, and tell of a change or of a refusal."""
+        method = scope["method"]
+        name = f"{method} {path}"
         self.desk.tally.responses[name, status] += 1
         histogram = self.latency.get(name)
         if histogram is None:
             histogram = self.latency[name] = LatencyHistogram()
         histogram.add(seconds)
+        if status in TURNED_AWAY:
+            self._refusals.note(scope, path, status, time())
+        if method not in _QUIET and path not in self._hot and path.startswith("/v1"):
+            log.info(
+                "answered method=%s route=%s status=%d milliseconds=%.1f",
+                method,
+                path,
+                status,
+                1000 * seconds,
+            )
 
     async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on a failed start as its sentence, not as a traceback."""
@@ -315,13 +352,6 @@ class ExperimentApi(FastAPI):
         except ExperimentServiceError:
             if self.failure is None:
                 raise
-
-
-async def _turn_away(send: Send, answer: Failure | Mapping[str, str]) -> None:
-    if isinstance(answer, Failure):
-        await send_failure(send, answer)
-        return
-    await send_empty(send, answer)
 
 
 async def _answer_failure(request: Request, error: Exception) -> Response:
@@ -400,15 +430,23 @@ def serve(settings: Settings, *, workers: int = 1) -> None:
 def _run_server(settings: Settings, listener: socket.socket, workers: int) -> None:
     log.info("listening address=http://%s:%d", *listener.getsockname()[:2])
     app = create_app(settings)
+    options = dict(SERVER_OPTIONS)
+    if settings.trusted_proxies:
+        options |= {
+            "proxy_headers": True,
+            "forwarded_allow_ips": settings.trusted_proxies,
+        }
     if workers > 1:
-        run_processes(partial(_run_one, app, listener), workers)
+        run_processes(partial(_run_one, app, listener, options), workers)
     else:
-        _run_one(app, listener)
+        _run_one(app, listener, options)
 
 
-def _run_one(app: ExperimentApi, listener: socket.socket) -> None:
+def _run_one(
+    app: ExperimentApi, listener: socket.socket, options: Mapping[str, Any]
+) -> None:
     try:
-        uvicorn.Server(uvicorn.Config(app, **SERVER_OPTIONS)).run(sockets=[listener])
+        uvicorn.Server(uvicorn.Config(app, **options)).run(sockets=[listener])
     except SystemExit:
         if app.failure is not None:
             raise app.failure from None

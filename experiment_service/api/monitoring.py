@@ -29,6 +29,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 from starlette.responses import PlainTextResponse, Response
 
+from experiment_service.api.connections import cut_off
 from experiment_service.api.latency import BUCKETS_MS, LatencyHistogram
 from experiment_service.api.services import Services
 from experiment_service.api.tally import Tally
@@ -47,6 +48,11 @@ _ALIVE_SECONDS = 10.0
 
 _COUNTERS = {
     "responses": ("Answers by route and status.", ("method", "route", "status")),
+    "requests_refused": (
+        "Requests turned away, by route and reason.",
+        ("method", "route", "reason"),
+    ),
+    "connections_cut_off": ("Connections cut off, by reason.", ("reason",)),
     "assignments": (
         "Answers that name a variant; logged: with an exposure.",
         ("experiment", "variant", "logged"),
@@ -225,6 +231,10 @@ class Monitor:
         counts, tally = Counts(), self._tally
         for (name, status), value in tally.responses.copy().items():
             counts.count("responses", (*name.split(" ", 1), status), value)
+        for (name, reason), value in tally.turned_away.copy().items():
+            counts.count("requests_refused", (*name.split(" ", 1), reason), value)
+        for cause, value in cut_off.copy().items():
+            counts.count("connections_cut_off", (cause,), value)
         for (experiment, variant, logged), value in tally.assignments.copy().items():
             counts.count(
                 "assignments", (experiment, variant, str(logged).lower()), value

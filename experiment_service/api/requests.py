@@ -1,11 +1,31 @@
-"""Ids of requests: the client's when it is sane, echoed; the log lines carry it."""
+"""Requests: their ids, echoed and in the log lines, and those that were turned away."""
 
+import logging
 import re
+from collections.abc import Mapping
+from types import MappingProxyType
 from uuid import uuid4
 
 from starlette.types import Message, Scope, Send
 
+from experiment_service.api.tally import Tally
 from experiment_service.logs import REQUEST_ID
+
+log = logging.getLogger(__name__)
+
+#: Answers that turn a request away whatever it asks for, and why by their status.
+TURNED_AWAY: Mapping[int, str] = MappingProxyType(
+    {
+        401: "unauthenticated",
+        403: "forbidden",
+        413: "too_large",
+        429: "too_many_requests",
+        503: "unavailable",
+    }
+)
+
+# Lines a second; strangers decide how many requests there are to tell of.
+_LINES_PER_SECOND = 10
 
 _SANE = re.compile(rb"[A-Za-z0-9._~+/=:@-]{1,128}")
 
@@ -34,6 +54,13 @@ class Exchange:
         self.send = send if self._id is None else self._echo
         REQUEST_ID.set(self._id)
 
+    def identify(self) -> None:
+        """Make an id if the request has none, before it is answered."""
+        if self._id is None:
+            self._id = uuid4().hex
+            self.send = self._echo
+            REQUEST_ID.set(self._id)
+
     async def _echo(self, message: Message) -> None:
         if message["type"] == "http.response.start" and self._id is not None:
             self.status = message["status"]
@@ -47,3 +74,50 @@ def _given(scope: Scope) -> str | None:
         if name == b"x-request-id":
             return value.decode() if _SANE.fullmatch(value) else None
     return None
+
+
+class Refusals:
+    """Counts the requests that were turned away, and logs the first of each second.
+
+    Parameters
+    ----------
+    tally : Tally
+        Where they are counted.
+    """
+
+    def __init__(self, tally: Tally) -> None:
+        self._tally = tally
+        self._second = 0
+        self._lines = 0
+        self._untold = 0
+
+    def note(self, scope: Scope, route: str, status: int, now: float) -> None:
+        """Count a request, and tell of it unless there were many this second.
+
+        Parameters
+        ----------
+        route : str
+            Declared path, such as ``/v1/experiments/{key}``.
+        status : int
+            A key of `TURNED_AWAY`.
+        now : float
+            Seconds since 1970.
+        """
+        reason = TURNED_AWAY[status]
+        self._tally.turned_away[f"{scope['method']} {route}", reason] += 1
+        if int(now) != self._second:
+            self._second, self._lines = int(now), 0
+        if self._lines >= _LINES_PER_SECOND:
+            self._untold += 1
+            return
+        self._lines += 1
+        log.warning(
+            "turned away method=%s route=%s status=%d reason=%s address=%s untold=%d",
+            scope["method"],
+            route,
+            status,
+            reason,
+            (scope.get("client") or ("",))[0],
+            self._untold,
+        )
+        self._untold = 0

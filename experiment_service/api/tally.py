@@ -35,6 +35,8 @@ class Tally:
     ----------
     responses : Counter
         By (method and route, status).
+    turned_away : Counter
+        By (method and route, reason): requests refused whatever they asked for.
     assignments : Counter
         By (experiment, variant, whether an exposure was logged with it).
     events : Counter
@@ -47,6 +49,7 @@ class Tally:
 
     def __init__(self) -> None:
         self.responses: Counter[tuple[str, int]] = Counter()
+        self.turned_away: Counter[tuple[str, str]] = Counter()
         self.assignments: Counter[tuple[str, str, bool]] = Counter()
         self.events: Counter[str] = Counter(
             dict.fromkeys(("exposure", *EVENT_KINDS), 0)

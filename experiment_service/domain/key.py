@@ -34,6 +34,7 @@ class Permission(StrEnum):
     """What a request does; each route needs one."""
 
     ASSIGN = "assign"
+    EVALUATE = "evaluate"
     RECOMMEND = "recommend"
     SEND = "send"
     READ = "read"
@@ -52,7 +53,12 @@ class Scope(StrEnum):
 PERMISSIONS: Mapping[Scope, frozenset[Permission]] = MappingProxyType(
     {
         Scope.STOREFRONT: frozenset(
-            {Permission.ASSIGN, Permission.RECOMMEND, Permission.SEND}
+            {
+                Permission.ASSIGN,
+                Permission.EVALUATE,
+                Permission.RECOMMEND,
+                Permission.SEND,
+            }
         ),
         Scope.ANALYST: frozenset({Permission.READ}),
         Scope.ADMIN: frozenset({Permission.READ, Permission.CHANGE}),
@@ -60,7 +66,9 @@ PERMISSIONS: Mapping[Scope, frozenset[Permission]] = MappingProxyType(
 )
 
 #: A key in a page is known to all who open the page: it may do no more than this.
-BROWSER_PERMISSIONS = frozenset({Permission.RECOMMEND, Permission.SEND})
+BROWSER_PERMISSIONS = frozenset(
+    {Permission.EVALUATE, Permission.RECOMMEND, Permission.SEND}
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,6 +30,8 @@ ALL = {
     "EXPERIMENT_SERVICE_SNAPSHOT_POLL_SECONDS": "0.5",
     **OIDC,
     "EXPERIMENT_SERVICE_OFREP_EXPOSURES": "single",
+    "EXPERIMENT_SERVICE_REFUSALS_PER_SECOND": "2.5",
+    "EXPERIMENT_SERVICE_TRUSTED_PROXIES": "10.0.0.5, fd00::/8",
     "EXPERIMENT_SERVICE_LOG_FORMAT": "json",
 }
 
@@ -54,6 +56,8 @@ def test_each_setting_is_read_from_its_variable():
         oidc_redirect_url="https://shop.example/oauth2callback",
         oidc_allowed="@shop.example",
         ofrep_exposures="single",
+        refusals_per_second=2.5,
+        trusted_proxies="10.0.0.5, fd00::/8",
         log_format="json",
     )
 

@@ -7,10 +7,12 @@ import uuid
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import count
 
 import httpx
 import pytest
 from playwright.sync_api import sync_playwright
+from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import text
 from sqlalchemy.engine import make_url
 
@@ -43,6 +45,7 @@ class Guarded:
         self.server, self.engine = server, engine
         self.data_dir, self.directory = data_dir, directory
         self.written = []
+        self.addresses = (f"10.0.{n // 256}.{n % 256}" for n in count())
 
     def key(self, *scopes, **options):
         with database.transaction(self.engine) as connection:
@@ -57,7 +60,9 @@ class Guarded:
         return self.send(method, path, key, **options).status_code
 
     def send(self, method, path, key=None, headers=(), **options):
-        given = dict(headers) | ({"authorization": f"Bearer {key}"} if key else {})
+        # As from a proxy, each request of another client.
+        given = {"x-forwarded-for": next(self.addresses)} | dict(headers)
+        given |= {"authorization": f"Bearer {key}"} if key else {}
         return self.server.client.request(method, path, headers=given, **options)
 
     def scalar(self, statement):
@@ -86,6 +91,8 @@ def guarded(server_url, template_database, tmp_path_factory):
         url,
         EXPERIMENT_SERVICE_HOST="0.0.0.0",
         EXPERIMENT_SERVICE_UNIT_KEY=UNIT_KEY,
+        EXPERIMENT_SERVICE_TRUSTED_PROXIES="127.0.0.1",
+        EXPERIMENT_SERVICE_REFUSALS_PER_SECOND="0.01",
     )
     made = Guarded(server, engine, data_dir, directory)
     made.written.append(first)
@@ -255,6 +262,89 @@ def test_pages_of_the_list_may_ask_and_others_may_not(guarded):
     assert guarded.ask("POST", path, guarded.browser, json=RECOMMEND) == 403
 
 
+def test_a_page_evaluates_flags_and_asks_whether_they_changed(guarded):
+    """The requests as Chromium sends them for the web provider of OpenFeature."""
+    path, page = "/ofrep/v1/evaluate/flags", {"origin": ORIGIN}
+    document = {"context": {"targetingKey": "ana"}}
+    asked = "authorization,content-type,if-none-match,x-request-id"
+    allowed = guarded.send(
+        "OPTIONS",
+        path,
+        headers=page
+        | {
+            "access-control-request-method": "POST",
+            "access-control-request-headers": asked,
+            "sec-fetch-mode": "cors",
+        },
+    )
+    assert allowed.status_code == 204
+    granted = allowed.headers["access-control-allow-headers"].replace(" ", "")
+    assert set(asked.split(",")) <= set(granted.split(","))
+    first = guarded.send("POST", path, guarded.browser, headers=page, json=document)
+    assert first.status_code == 200
+    read = first.headers["access-control-expose-headers"].replace(" ", "").split(",")
+    assert {"date", "etag", "retry-after", "x-request-id"} == set(read)
+    assert {"date", "etag", "x-request-id"} <= first.headers.keys()
+    again = guarded.send(
+        "POST",
+        path,
+        guarded.browser,
+        headers=page | {"if-none-match": first.headers["etag"], "x-request-id": "r-1"},
+        json=document,
+    )
+    assert (again.status_code, again.headers["x-request-id"]) == (304, "r-1")
+    assert again.headers["access-control-allow-origin"] == ORIGIN
+
+
+def test_who_is_turned_away_is_counted_and_can_be_found_in_the_log(guarded):
+    name = "experiment_service_requests_refused_total"
+
+    def refused():
+        text = guarded.send("GET", "/metrics", guarded.analyst).text
+        return {
+            (sample.labels["route"], sample.labels["reason"]): sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+            if sample.name == name
+        }
+
+    before = refused()
+    recommend, large = "/v1/recommendations", {"unit_id": "u" * 1_100_000}
+    address = "198.51.100.7"
+    proxied = {"x-forwarded-for": f"203.0.113.1, {address}"}
+    answers = {
+        (recommend, "unauthenticated"): guarded.send(
+            "POST", recommend, headers=proxied
+        ),
+        (recommend, "too_many_requests"): guarded.send(
+            "POST", recommend, headers=proxied
+        ),
+        (recommend, "forbidden"): guarded.send(
+            "POST", recommend, guarded.analyst, headers=proxied
+        ),
+        (recommend, "too_large"): guarded.send(
+            "POST", recommend, guarded.storefront, headers=proxied, json=large
+        ),
+        ("/v1/experiments/{key}", "too_many_requests"): guarded.send(
+            "GET", "/v1/experiments/x", "es_no_key", headers=proxied
+        ),
+        ("other", "too_many_requests"): guarded.send(
+            "GET", "/v3/nothing", headers=proxied
+        ),
+    }
+    statuses = [answer.status_code for answer in answers.values()]
+    assert statuses == [401, 429, 403, 413, 429, 429]
+    after = refused()
+    for key in answers:
+        assert after[key] == before.get(key, 0) + 1, key
+    log = guarded.server.log.read_text()
+    for (route, reason), answer in answers.items():
+        told = answer.headers["x-request-id"]
+        (line,) = [each for each in log.splitlines() if told in each]
+        assert f"route={route} status={answer.status_code} reason={reason} " in line
+        assert f"address={address}" in line
+
+
 class _Page(BaseHTTPRequestHandler):
     def do_GET(self):
         self.send_response(200)
@@ -266,6 +356,15 @@ class _Page(BaseHTTPRequestHandler):
         pass
 
 
+EVALUATE = """async ([url, key]) => {
+  const ask = (headers) => fetch(url, {method: "POST",
+    body: JSON.stringify({context: {targetingKey: "page"}}),
+    headers: {"content-type": "application/json", "x-api-key": key, ...headers}});
+  const first = await ask({}), etag = first.headers.get("etag");
+  const again = await ask({"if-none-match": etag, "x-request-id": "from-a-page"});
+  return [first.status, again.status, again.headers.get("x-request-id"),
+    Date.parse(again.headers.get("date")) > 0];
+}"""
 ASK = """async ([url, key]) => {
   const answer = await fetch(url, {method: "POST", body: JSON.stringify(
       {unit_id: "page", placement: "home", k: 2}),
@@ -292,6 +391,9 @@ def test_a_real_page_asks_and_sends_a_beacon(guarded):
             page.goto(origin)
             asked = page.evaluate(ASK, [f"{address}/v1/recommendations", key])
             assert asked == [200, 2]
+            flags = f"{address}/ofrep/v1/evaluate/flags"
+            told = page.evaluate(EVALUATE, [flags, key])
+            assert told == [200, 304, "from-a-page", True]
             assert page.evaluate(BEACON, [f"{address}/v1/interactions", key])
             guarded.server.wait_for(
                 lambda: (

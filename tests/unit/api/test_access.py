@@ -5,6 +5,7 @@ from http import HTTPStatus
 
 import pytest
 
+from experiment_service.api import limits
 from experiment_service.api.access import (
     Access,
     Caller,
@@ -49,9 +50,9 @@ def make_key(**changes):
     )
 
 
-def access(*keys, loopback=True):
+def access(*keys, loopback=True, **options):
     by_id = {key.id: key for key in keys}
-    return Access(lambda: by_id, loopback=loopback)
+    return Access(lambda: by_id, loopback=loopback, **options)
 
 
 def bearer(written=WRITTEN):
@@ -112,7 +113,7 @@ def test_a_key_that_ended_is_refused_from_that_instant(change, words):
 
 # Every pair: what each scope is for, and no more.
 MAY = {
-    Scope.STOREFRONT: {"assign", "recommend", "send"},
+    Scope.STOREFRONT: {"assign", "evaluate", "recommend", "send"},
     Scope.ANALYST: {"read"},
     Scope.ADMIN: {"read", "change"},
 }
@@ -144,8 +145,8 @@ def test_a_scope_allows_what_it_is_for(scope, needed):
         ("POST", "/v1/recommendations/", "change"),
         ("GET", "/anything/new", "read"),
         ("GET", "/metrics", "read"),
-        ("POST", "/ofrep/v1/evaluate/flags", "assign"),
-        ("POST", "/ofrep/v1/evaluate/flags/home", "assign"),
+        ("POST", "/ofrep/v1/evaluate/flags", "evaluate"),
+        ("POST", "/ofrep/v1/evaluate/flags/home", "evaluate"),
         ("GET", "/client.js", None),
         ("GET", "/health/live", None),
     ],
@@ -154,10 +155,10 @@ def test_a_route_that_nobody_thought_of_is_closed(method, path, needed):
     assert permission_needed(method, path) == needed
 
 
-def test_a_browser_key_is_for_its_pages_and_does_two_things():
+def test_a_browser_key_is_for_its_pages_and_does_three_things():
     gate = access(make_key(origins=(SHOP,)))
     page = [*bearer(), (b"origin", SHOP.encode())]
-    for needed in (Permission.RECOMMEND, Permission.SEND):
+    for needed in (Permission.EVALUATE, Permission.RECOMMEND, Permission.SEND):
         assert ask(gate, page, needed) == Caller(
             actor=f"key:{ID}", origin=SHOP, key_id=ID
         )
@@ -280,6 +281,42 @@ def test_a_wrong_secret_spends_nothing_and_a_clock_set_back_harms_nobody():
     assert isinstance(ask(gate, bearer()), Caller)
     assert not isinstance(ask(gate, bearer(), now=AT - 3600), Caller)
     assert isinstance(ask(gate, bearer(), now=AT - 3598), Caller)
+
+
+def test_an_address_without_a_good_key_is_held_to_its_rate():
+    gate = access(make_key(), refusals_per_second=2.0)
+    wrong = bearer(WRITTEN[:-1] + b"t")
+
+    def status(headers, address, now=AT):
+        return gate.check(headers, Permission.RECOMMEND, now, b"", address).status
+
+    tried = [status(wrong if n % 2 else [], "192.0.2.1") for n in range(4)]
+    assert tried == [HTTPStatus.UNAUTHORIZED] * 2 + [HTTPStatus.TOO_MANY_REQUESTS] * 2
+    answer = gate.check(wrong, Permission.RECOMMEND, AT, b"", "192.0.2.1")
+    assert answer.headers == {"retry-after": "1"}
+    # Its good key works on, and so do others; a wrong scope is no guess.
+    good = gate.check(bearer(), Permission.RECOMMEND, AT, b"", "192.0.2.1")
+    assert isinstance(good, Caller)
+    assert status(wrong, "192.0.2.2") is HTTPStatus.UNAUTHORIZED
+    for _ in range(5):
+        answer = gate.check(bearer(), Permission.CHANGE, AT, b"", "192.0.2.3")
+        assert answer.status is HTTPStatus.FORBIDDEN
+    assert status(wrong, "192.0.2.1", AT + 0.5) is HTTPStatus.UNAUTHORIZED
+
+
+def test_a_network_of_ipv6_is_one_address_and_memory_has_a_bound(monkeypatch):
+    limit = limits.AddressLimit(1.0)
+    assert limit.take("2001:db8::1", AT) == 0
+    assert limit.take("2001:db8::ffff:2", AT) == 1
+    assert limit.take("2001:db8:0:1::1", AT) == 0
+    assert limit.take("192.0.2.1", AT) == 0
+    assert limit.take("::ffff:192.0.2.1", AT) == 1
+    monkeypatch.setattr(limits, "_ADDRESSES", 3)
+    limit = limits.AddressLimit(1.0)
+    for name in ("a", "b", "c", "a", "d"):
+        limit.take(name, AT)
+    assert limit.take("a", AT) > 0
+    assert limit.take("b", AT) == 0
 
 
 def test_the_day_of_use_is_told_once():
