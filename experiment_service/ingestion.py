@@ -10,14 +10,16 @@ import math
 import re
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
-from pydantic_core import to_json
+from pydantic_core import from_json, to_json
 from sqlalchemy import Engine
 
 from experiment_service.counting import BATCH_BOUNDS, Histogram
@@ -41,6 +43,10 @@ _LOGGED = 300
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 _BATCH = 5000
+# Batches of one journal before it is the turn of the next, and those stored at a time: one
+# is read and sent while PostgreSQL works on the other. Writers take turns there.
+_BATCHES = 8
+_AT_ONCE = 2
 # Pause after a batch that was not full, so that the next is worth its transaction.
 _GATHER_SECONDS = 0.05
 _FIRST_PAUSE_SECONDS = 0.1
@@ -273,7 +279,7 @@ def decode(payload: bytes) -> Exposure | Interaction:
         When the payload is damaged, or of another version of this program.
     """
     try:
-        document = json.loads(payload)
+        document = from_json(payload)
         event = document.pop("event")
         document["id"] = UUID(document["id"])
         if event == "exposure":
@@ -375,6 +381,8 @@ class Writer:
         self._last_error: str | None = None
         self._stopping = threading.Event()
         self._deadline = math.inf
+        self._counting = threading.Lock()
+        self._pool = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="store")
         self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
 
     def start(self) -> None:
@@ -427,6 +435,7 @@ class Writer:
             else:
                 pause = _FIRST_PAUSE_SECONDS
                 self._rest(moved)
+        self._pool.shutdown()
         for journal in self._adopted:
             journal.close()
 
@@ -467,7 +476,7 @@ class Writer:
         return result
 
     def _move_all(self) -> int:
-        """Move a batch of each journal; return the number of events."""
+        """Move what waits in each journal, in turns; return the number of events."""
         moved = self._move(self._journal)
         self._adopt()
         for journal in list(self._adopted):
@@ -493,10 +502,25 @@ class Writer:
                 journal.retry_set_aside()
 
     def _move(self, journal: Journal) -> int:
-        entries = journal.read(_BATCH)
-        if entries:
-            self._store(journal, entries)
-        return len(entries)
+        moved = last = 0
+        storing: deque[Future[None]] = deque()
+        try:
+            for _ in range(_BATCHES):
+                entries = journal.read(_BATCH, after=last)
+                if not entries:
+                    break
+                storing.append(self._pool.submit(self._store, journal, entries))
+                moved, last = moved + len(entries), entries[-1][0]
+                if len(entries) < _BATCH:
+                    break
+                if len(storing) == _AT_ONCE:
+                    storing.popleft().result()
+        finally:
+            # All must have ended before any is read again.
+            wait(storing)
+        for each in storing:
+            each.result()
+        return moved
 
     def _store(self, journal: Journal, entries: Sequence[tuple[int, bytes]]) -> None:
         """Store events, and halve again and again a batch that holds a bad one."""
@@ -516,8 +540,9 @@ class Writer:
             self._store(journal, entries[:middle])
             self._store(journal, entries[middle:])
             return
-        self._last_success_at = datetime.fromtimestamp(self._clock(), UTC)
-        self.batches.add(len(entries))
+        with self._counting:
+            self._last_success_at = datetime.fromtimestamp(self._clock(), UTC)
+            self.batches.add(len(entries))
         journal.delete([sequence for sequence, _ in entries])
 
     def _set_aside(

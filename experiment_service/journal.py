@@ -254,7 +254,8 @@ class Journal:
             try:
                 events, size = read_removed(self._moving)
                 if self._locks.owner is None:
-                    # Another process appends. Rows go from the front, without gaps.
+                    # Another process appends. Rows go from the front, with gaps for as
+                    # long as two batches are stored at a time.
                     (self._totals.waiting,) = self._moving.execute(SPAN).fetchone()
                     return
             except sqlite3.Error:
@@ -349,8 +350,15 @@ class Journal:
         self.arrived.set()
         return None
 
-    def read(self, limit: int) -> list[tuple[int, bytes]]:
+    def read(self, limit: int, *, after: int = 0) -> list[tuple[int, bytes]]:
         """Return the oldest events with their sequence numbers, at most some 8 MiB.
+
+        Parameters
+        ----------
+        limit : int
+            How many at most.
+        after : int
+            Only events with larger sequence numbers.
 
         Raises
         ------
@@ -362,8 +370,9 @@ class Journal:
         with self._moves, translated(self._path):
             empty_log(self._moving, files_of(self._path)[1])
             rows = self._moving.execute(
-                "SELECT sequence, payload FROM waiting ORDER BY sequence LIMIT ?",
-                (limit,),
+                "SELECT sequence, payload FROM waiting WHERE sequence > ? "
+                "ORDER BY sequence LIMIT ?",
+                (after, limit),
             )
             for sequence, payload in rows:
                 entries.append((sequence, payload))

@@ -7,19 +7,23 @@ and 0 of an A/B test. Pairs (i, e, p) are only ever added, so the order in which
 arrive leaves no trace in the outcomes.
 """
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from typing import Any, TypeVar
 
 import psycopg
+from pydantic_core import PydanticSerializationError, to_json
 from sqlalchemy import (
     CTE,
+    BindParameter,
     Column,
     ColumnElement,
     Connection,
+    DateTime,
+    Delete,
     Double,
     FromClause,
     Interval,
@@ -29,17 +33,16 @@ from sqlalchemy import (
     Table,
     Text,
     and_,
+    bindparam,
     case,
     cast,
     delete,
     func,
-    literal,
     or_,
     select,
     text,
     true,
     tuple_,
-    union,
     union_all,
 )
 from sqlalchemy.dialects.postgresql import (
@@ -114,6 +117,9 @@ def _staging(name: str, target: Table) -> Table:
 _new_exposure = _staging("new_exposure", schema.exposure)
 _new_interaction = _staging("new_interaction", schema.interaction)
 
+_STAGING = (_new_exposure, _new_interaction, touched_unit)
+_FIND_STAGING = select(*(func.to_regclass(f"pg_temp.{each.name}") for each in _STAGING))
+
 _declaration = schema.experiment.c.declaration
 
 #: How each experiment attributes.
@@ -145,23 +151,27 @@ def store_events(
     """
     with _refusals_translated(), _fresh_plans(connection):
         _prepare_staging(connection)
-        _copy(connection, _new_exposure, map(_exposure_row, _unique(exposures)))
-        _copy(
-            connection, _new_interaction, map(_interaction_row, _unique(interactions))
-        )
+        shown, done = _unique(exposures), _unique(interactions)
+        _copy(connection, _new_exposure, map(_exposure_row, shown))
+        _copy(connection, _new_interaction, map(_interaction_row, done))
         lock_events(connection)
         erased = drop_erased(connection, _new_exposure, _new_interaction)
         refuse_retired(connection, _new_exposure, _new_interaction)
         now = connection.execute(select(func.clock_timestamp())).scalar_one()
+        _drop_known(connection, _new_exposure, schema.exposure, shown)
+        _drop_known(connection, _new_interaction, schema.interaction, done)
+        new_exposures = _store_new(connection, _new_exposure, schema.exposure, now)
+        if new_exposures:
+            connection.execute(_adding_new_unit_exposures(), {"now": now})
+        # Interactions that the table holds already are of earlier batches.
+        attributed = _add_new_outcomes(connection, bool(new_exposures), done)
         counts = StoredCounts(
-            exposures=_store_new(connection, _new_exposure, schema.exposure, now),
+            exposures=new_exposures,
             interactions=_store_new(
                 connection, _new_interaction, schema.interaction, now
             ),
-            attributed=_add_new_outcomes(connection),
+            attributed=attributed,
         )
-        if counts.exposures:
-            _add_unit_exposures(connection, _new_exposure, literal(now))
         received = len(exposures) + len(interactions) - erased
         _add_intake(
             connection, now, received, received - counts.exposures - counts.interactions
@@ -199,7 +209,7 @@ def _refusals_translated() -> Iterator[None]:
     """Tell events that the database refuses for good from a database in trouble."""
     try:
         yield
-    except UnicodeEncodeError as error:
+    except (UnicodeEncodeError, PydanticSerializationError) as error:
         raise InvalidRequest(f"an event has text that is not UTF-8: {error}") from error
     except DBAPIError as error:
         state = getattr(error.orig, "sqlstate", None) or ""
@@ -236,9 +246,9 @@ def _driver(connection: Connection) -> psycopg.Connection[Any]:
 
 
 def _prepare_staging(connection: Connection) -> None:
-    for table in (_new_exposure, _new_interaction, touched_unit):
-        name = f"pg_temp.{table.name}"
-        if connection.execute(select(func.to_regclass(name))).scalar_one() is None:
+    found = connection.execute(_FIND_STAGING).one()
+    for table, name in zip(_STAGING, found, strict=True):
+        if name is None:
             table.create(connection, checkfirst=False)
         else:
             # Holds rows only when this transaction has stored events before.
@@ -250,7 +260,8 @@ _Event = TypeVar("_Event", Exposure, Interaction)
 
 def _unique(events: Sequence[_Event]) -> list[_Event]:
     """Keep the first copy of each id; in order, new rows go to one end of the index."""
-    by_id = {event.id: event for event in reversed(events)}
+    # By the number: UUIDs are compared in Python, one by one.
+    by_id = {event.id.int: event for event in reversed(events)}
     return [by_id[event_id] for event_id in sorted(by_id)]
 
 
@@ -271,7 +282,7 @@ def _copy(
 
 def _exposure_row(exposure: Exposure) -> tuple[object, ...]:
     return (
-        exposure.id,
+        exposure.id.hex,
         exposure.experiment_id,
         exposure.epoch,
         exposure.unit_id,
@@ -281,57 +292,92 @@ def _exposure_row(exposure: Exposure) -> tuple[object, ...]:
         _array(exposure.items),
         _array(exposure.sources),
         exposure.fallback,
-        _JSON.encode(dict(exposure.context)),
-        exposure.exposed_at,
+        to_json(exposure.context).decode(),
+        exposure.exposed_at.isoformat(),
         exposure.segment,
     )
 
 
 def _interaction_row(interaction: Interaction) -> tuple[object, ...]:
+    shown = interaction.exposure_id
     return (
-        interaction.id,
-        interaction.exposure_id,
+        interaction.id.hex,
+        None if shown is None else shown.hex,
         interaction.unit_id,
         interaction.kind,
         interaction.item_id,
         interaction.position,
         interaction.value,
-        interaction.occurred_at,
+        interaction.occurred_at.isoformat(),
         interaction.category,
         interaction.placement,
     )
 
 
-_JSON = json.JSONEncoder(separators=(",", ":"))
-
-
 def _array(texts: Sequence[str]) -> str:
-    """Write an array literal; the driver would take three times as long."""
-    quoted = (each.replace("\\", "\\\\").replace('"', '\\"') for each in texts)
-    return "{" + ",".join(f'"{each}"' for each in quoted) + "}"
+    """Write an array literal; the driver would take ten times as long."""
+    joined = '","'.join(texts)
+    if "\\" in joined or joined.count('"') > 2 * len(texts) - 2:
+        quoted = (each.replace("\\", "\\\\").replace('"', '\\"') for each in texts)
+        joined = '","'.join(quoted)
+    return f'{{"{joined}"}}' if texts else "{}"
+
+
+def _drop_known(
+    connection: Connection, staging: Table, target: Table, events: Sequence[_Event]
+) -> None:
+    """Delete from the staging table what is stored already.
+
+    The caller holds the lock of events, so what is left can be inserted as it is: to let
+    each row look for a conflict would take half as long again.
+    """
+    if events:
+        bounds = {"first": events[0].id, "last": events[-1].id}
+        connection.execute(_dropping_known(staging, target), bounds)
+
+
+@cache
+def _dropping_known(staging: Table, target: Table) -> Delete:
+    ids = func.array(select(staging.c.id).scalar_subquery())
+    known = select(target.c.id).where(target.c.id == func.any(ids), _within(target))
+    return delete(staging).where(staging.c.id.in_(known))
+
+
+def _within(target: Table) -> ColumnElement[bool]:
+    """Whether an id is within bounds; the planner leaves out partitions beyond."""
+    return target.c.id.between(bindparam("first"), bindparam("last"))
 
 
 def _store_new(
     connection: Connection, staging: Table, target: Table, now: datetime
 ) -> int:
-    """Insert what is new, leave only that in the staging table, and count it."""
-    stored = (
-        insert(target)
-        .from_select([*staging.c.keys(), "recorded_at"], select(staging, literal(now)))
-        .on_conflict_do_nothing()
-        .returning(target.c.id)
-        .cte("stored")
-    )
-    connection.execute(delete(staging).where(staging.c.id.not_in(select(stored.c.id))))
-    return connection.execute(select(func.count()).select_from(staging)).scalar_one()
+    return connection.execute(
+        _storing(staging, target),
+        {"now": now},
+        execution_options={"preserve_rowcount": True},
+    ).rowcount
 
 
-def _add_unit_exposures(
-    connection: Connection,
+@cache
+def _storing(staging: Table, target: Table) -> Insert:
+    rows = select(staging, _now())
+    return insert(target).from_select([*staging.c.keys(), "recorded_at"], rows)
+
+
+def _now() -> BindParameter[datetime]:
+    return bindparam("now", type_=DateTime(timezone=True))
+
+
+@cache
+def _adding_new_unit_exposures() -> Insert:
+    return _adding_unit_exposures(_new_exposure, _now())
+
+
+def _adding_unit_exposures(
     exposures: FromClause,
     recorded_at: ColumnElement[datetime],
     chosen: ColumnElement[bool] | None = None,
-) -> None:
+) -> Insert:
     target = schema.unit_exposure
     key = [exposures.c[column.name] for column in target.primary_key]
     totals = (
@@ -369,7 +415,7 @@ def _add_unit_exposures(
         .returning(had.experiment_id, had.unit_id, had.epoch)
         .cte("stored")
     )
-    connection.execute(_touching(select(stored)))
+    return _touching(select(stored))
 
 
 def _touching(keys: Select[Any]) -> Insert:
@@ -391,51 +437,44 @@ def _of_first(
     return func.array_agg(ordered, type_=ARRAY(kind))[1].label(column.name)
 
 
-def _add_outcomes(
-    connection: Connection,
-    named: FromClause,
-    of_units: FromClause,
-    actions: FromClause | None,
-) -> int:
-    """Add what pairs say of their units, and actions to what their units did.
+def _adding_outcomes(
+    named: Sequence[Select[Any]],
+    of_units: Sequence[Select[Any]],
+    actions: Sequence[Select[Any]],
+) -> Select[int]:
+    """Return a statement that adds what pairs say of their units, and counts new pairs.
 
     Parameters
     ----------
-    named, of_units : FromClause
-        Pairs as of `_pairs`. Those whose interaction names its exposure are all new:
-        each comes up once, with the later of the two. Those of an interaction by its
-        unit alone may be known already, by another exposure.
-    actions : FromClause or None
-        Interactions whose unit has become known, each one once; None adds none.
-
-    Returns
-    -------
-    int
-        How many pairs were new.
+    named, of_units : sequence of Select
+        Pairs as of `_pairs`, at least one select. Those whose interaction names its
+        exposure are all new: each comes up once, with the later of the two. Those of an
+        interaction by its unit alone may be known already, by another exposure.
+    actions : sequence of Select
+        Interactions whose unit has become known, each one once; they are added to what
+        their units did.
     """
-    pair_key = schema.attribution.primary_key.columns.keys()
-    counted = (
-        insert(schema.attribution)
-        .from_select(pair_key, select(*(of_units.c[name] for name in pair_key)))
-        .on_conflict_do_nothing()
-        .returning(*schema.attribution.c)
-        .cte("counted")
-    )
-    same = and_(*(of_units.c[name] == counted.c[name] for name in pair_key))
-    pair = union_all(
-        select(named), select(*of_units.c).select_from(of_units.join(counted, same))
-    ).cte("pair")
+    pairs = list(named)
+    if of_units:
+        # Distinct: one counts once for however many exposures of its unit.
+        found = union_all(*of_units).subquery("of_unit")
+        pairs.append(_counted_first(select(found).distinct().cte("unit_pair")))
+    pair = union_all(*pairs).cte("pair")
     target = schema.unit_outcome
     key = [pair.c[column.name] for column in target.primary_key]
-    totals = select(
-        *key,
-        func.count().label("count"),
-        func.coalesce(func.sum(pair.c.value), 0).label("value_sum"),
-        func.min(pair.c.occurred_at).label("first_at"),
-    ).group_by(*key)
-    adding = insert(target).from_select(totals.selected_columns.keys(), totals)
+    totals = (
+        select(
+            *key,
+            func.count().label("count"),
+            func.coalesce(func.sum(pair.c.value), 0).label("value_sum"),
+            func.min(pair.c.occurred_at).label("first_at"),
+        )
+        .group_by(*key)
+        .cte("outcome")
+    )
+    adding = insert(target).from_select(totals.c.keys(), select(totals))
     had, new = target.c, adding.excluded
-    outcome = adding.on_conflict_do_update(
+    added = adding.on_conflict_do_update(
         constraint=target.primary_key,
         set_={
             "count": had.count + new.count,
@@ -443,48 +482,68 @@ def _add_outcomes(
             "first_at": func.least(had.first_at, new.first_at),
         },
     )
-    touched = outcome.returning(had.experiment_id, had.unit_id, had.phase).cte(
-        "outcome"
+    units = (totals.c[column.name] for column in touched_unit.c)
+    statement = select(func.coalesce(func.sum(totals.c.count), 0)).add_cte(
+        added.cte("added"), _touching(select(*units).distinct()).cte("touching")
     )
-    statement = select(func.count()).select_from(pair)
-    statement = statement.add_cte(_touching(select(touched)).cte("touching"))
-    if actions is not None:
-        statement = statement.add_cte(_adding_history(actions).cte("touching_later"))
-    return connection.execute(statement).scalar_one()
+    if not actions:
+        return statement
+    return statement.add_cte(*_adding_history(union_all(*actions).cte("action")))
 
 
-def _adding_history(actions: FromClause) -> Insert:
+def _counted_first(of_units: FromClause) -> Select[Any]:
+    """Remember pairs, and return those that were not counted before."""
+    key = schema.attribution.primary_key.columns.keys()
+    counted = (
+        insert(schema.attribution)
+        .from_select(key, select(*(of_units.c[name] for name in key)))
+        .on_conflict_do_nothing()
+        .returning(*schema.attribution.c)
+        .cte("counted")
+    )
+    same = and_(*(of_units.c[name] == counted.c[name] for name in key))
+    return select(*of_units.c).select_from(of_units.join(counted, same))
+
+
+def _adding_history(actions: FromClause) -> tuple[CTE, CTE]:
     target = schema.unit_history
-    totals = select(
-        actions.c.unit_id,
-        actions.c.day,
-        actions.c.kind,
-        func.count().label("count"),
-        func.coalesce(func.sum(actions.c.value), 0).label("value_sum"),
-    ).group_by(actions.c.unit_id, actions.c.day, actions.c.kind)
-    adding = insert(target).from_select(totals.selected_columns.keys(), totals)
-    had, new = target.c, adding.excluded
-    added = (
-        adding.on_conflict_do_update(
-            constraint=target.primary_key,
-            set_={
-                "count": had.count + new.count,
-                "value_sum": had.value_sum + new.value_sum,
-            },
+    key = [actions.c[column.name] for column in target.primary_key]
+    totals = (
+        select(
+            *key,
+            func.count().label("count"),
+            func.coalesce(func.sum(actions.c.value), 0).label("value_sum"),
         )
-        .returning(had.unit_id, had.day)
-        .cte("added")
+        .group_by(*key)
+        .cte("history")
     )
-    return _touching(touch_later_units(added))
+    adding = insert(target).from_select(totals.c.keys(), select(totals))
+    had, new = target.c, adding.excluded
+    added = adding.on_conflict_do_update(
+        constraint=target.primary_key,
+        set_={
+            "count": had.count + new.count,
+            "value_sum": had.value_sum + new.value_sum,
+        },
+    )
+    touching = _touching(touch_later_units(totals))
+    return added.cte("adding_history"), touching.cte("touching_later")
 
 
-def _actions(interaction: FromClause, unit_id: ColumnElement[str]) -> Select[Any]:
-    return select(
-        interaction.c.id,
-        unit_id.label("unit_id"),
-        utc_day(interaction.c.occurred_at).label("day"),
-        interaction.c.kind,
-        interaction.c.value,
+def _actions(
+    interaction: FromClause, unit_id: ColumnElement[str], joined: FromClause
+) -> Select[Any]:
+    """Return what interactions say of their units, where those are known."""
+    return (
+        select(
+            interaction.c.id,
+            unit_id.label("unit_id"),
+            utc_day(interaction.c.occurred_at).label("day"),
+            interaction.c.kind,
+            interaction.c.value,
+        )
+        .select_from(joined)
+        .where(unit_id.is_not(None))
     )
 
 
@@ -536,54 +595,80 @@ def pairs(
     )
 
 
-def _add_new_outcomes(connection: Connection) -> int:
-    """Add what follows from events of which one at least is new.
+def _add_new_outcomes(
+    connection: Connection, with_exposures: bool, interactions: Sequence[Interaction]
+) -> int:
+    """Add what follows from events of which one at least is new; count new pairs.
+
+    Parameters
+    ----------
+    with_exposures : bool
+        Whether there are new exposures; the table holds them.
+    interactions : sequence of Interaction
+        New and known; the table holds none of the new.
+    """
+    named = [each.exposure_id for each in interactions if each.exposure_id is not None]
+    of_unit = len(named) < len(interactions)
+    if not (with_exposures or interactions):
+        return 0
+    statement = _adding_new_outcomes(with_exposures, bool(named), of_unit)
+    bounds = {"first": min(named), "last": max(named)} if named else {}
+    return int(connection.execute(statement, bounds).scalar_one())
+
+
+@cache
+def _adding_new_outcomes(
+    with_exposures: bool, with_named: bool, with_alone: bool
+) -> Select[int]:
+    """Return a statement that looks for nothing that a batch does not hold.
 
     OFFSET keeps the planner from turning look-ups in an index, fast whatever the
     statistics say, into a join that reads whole partitions.
     """
     new, shown = _new_interaction, _new_exposure
-    named, naming = _exposures_named_by_new(), _known_that_name_new()
-    of_unit, waiting = _exposures_of_units_of_new(), _known_of_units_of_new()
-    named_pairs = union_all(
-        pairs(named, new, new.join(named, named.c.interaction_id == new.c.id)),
-        pairs(shown, naming, shown.join(naming, names(shown, naming))),
-    ).cte("named_pair")
-    # UNION: an interaction of a unit counts once for however many of its exposures.
-    unit_pairs = union(
-        pairs(of_unit, new, new.join(of_unit, true())),
-        pairs(shown, waiting, shown.join(waiting, is_of_unit(shown, waiting))),
-    ).cte("unit_pair")
-    actions = union_all(
-        _actions(new, new.c.unit_id).where(new.c.unit_id.is_not(None)),
-        _actions(new, named.c.unit_id)
-        .join(named, named.c.interaction_id == new.c.id)
-        .where(new.c.unit_id.is_(None)),
-        _actions(naming, shown.c.unit_id)
-        .join(shown, shown.c.id == naming.c.exposure_id)
-        .where(naming.c.unit_id.is_(None)),
-    ).cte("action")
-    return _add_outcomes(connection, named_pairs, unit_pairs, actions)
+    named: list[Select[Any]] = []
+    of_units: list[Select[Any]] = []
+    actions: list[Select[Any]] = []
+    if with_named:
+        found = _exposures_named_by_new()
+        named.append(pairs(found, new, new.join(found, names(found, new))))
+        unit_id = func.coalesce(new.c.unit_id, found.c.unit_id)
+        joined = new.outerjoin(found, found.c.id == new.c.exposure_id)
+        actions.append(_actions(new, unit_id, joined))
+    elif with_alone:
+        actions.append(_actions(new, new.c.unit_id, new))
+    if with_alone:
+        alone = select(new).where(new.c.exposure_id.is_(None)).subquery("alone")
+        of_unit = _exposures_of_units_of(alone)
+        of_units.append(pairs(of_unit, alone, alone.join(of_unit, true())))
+    if with_exposures:
+        naming, waiting = _known_that_name_new(), _known_of_units_of_new()
+        named.append(pairs(shown, naming, shown.join(naming, names(shown, naming))))
+        joined = shown.join(waiting, is_of_unit(shown, waiting))
+        of_units.append(pairs(shown, waiting, joined))
+        joined = naming.join(shown, shown.c.id == naming.c.exposure_id)
+        action = _actions(naming, shown.c.unit_id, joined)
+        actions.append(action.where(naming.c.unit_id.is_(None)))
+    return _adding_outcomes(named, of_units, actions)
 
 
 def _exposures_named_by_new() -> CTE:
+    """Look up all at once, in the partitions between bounds that a batch gives."""
     exposure, new = schema.exposure, _new_interaction
-    found = select(exposure).where(names(exposure, new)).offset(0).lateral("found")
+    ids = func.array(select(new.c.exposure_id).scalar_subquery())
     return (
-        select(
-            new.c.id.label("interaction_id"),
-            found.c.experiment_id,
-            found.c.epoch,
-            found.c.unit_id,
-            found.c.exposed_at,
+        select(exposure)
+        .where(
+            exposure.c.id == func.any(ids),
+            _within(exposure),
         )
-        .select_from(new.join(found, true()))
+        .offset(0)
         .cte("named")
     )
 
 
-def _exposures_of_units_of_new() -> FromClause:
-    exposure, new = schema.exposure, _new_interaction
+def _exposures_of_units_of(new: FromClause) -> FromClause:
+    exposure = schema.exposure
     longest = select(func.max(_rule.c.attribution_window)).scalar_subquery()
     of_unit = select(exposure).where(
         is_of_unit(exposure, new),
@@ -601,10 +686,7 @@ def _known_that_name_new() -> CTE:
     ids = func.array(select(new.c.id).scalar_subquery())
     return (
         select(interaction)
-        .where(
-            interaction.c.exposure_id == func.any(ids),
-            interaction.c.id.not_in(select(_new_interaction.c.id)),
-        )
+        .where(interaction.c.exposure_id == func.any(ids))
         .cte("naming")
     )
 
@@ -660,7 +742,9 @@ def rebuild_outcomes(connection: Connection, experiment_id: int | None = None) -
     ):
         connection.execute(delete(table).where(chosen(table)))
     exposure, interaction = schema.exposure, schema.interaction
-    _add_unit_exposures(connection, exposure, exposure.c.recorded_at, chosen(exposure))
+    connection.execute(
+        _adding_unit_exposures(exposure, exposure.c.recorded_at, chosen(exposure))
+    )
     named, of_units = (
         pairs(
             exposure,
@@ -669,20 +753,13 @@ def rebuild_outcomes(connection: Connection, experiment_id: int | None = None) -
         ).where(chosen(exposure))
         for belongs in (names, is_of_unit)
     )
-    actions = None
+    actions = []
     if experiment_id is None:
         connection.execute(delete(schema.unit_history))
         unit_id = func.coalesce(interaction.c.unit_id, exposure.c.unit_id)
-        actions = (
-            _actions(interaction, unit_id)
-            .outerjoin(exposure, exposure.c.id == interaction.c.exposure_id)
-            .where(unit_id.is_not(None))
-            .cte("action")
+        joined = interaction.outerjoin(
+            exposure, exposure.c.id == interaction.c.exposure_id
         )
-    _add_outcomes(
-        connection,
-        named.cte("named_pair"),
-        of_units.distinct().cte("unit_pair"),
-        actions,
-    )
+        actions.append(_actions(interaction, unit_id, joined))
+    connection.execute(_adding_outcomes([named], [of_units], actions))
     summarise_units(connection, touched_unit)

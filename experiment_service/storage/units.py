@@ -5,6 +5,7 @@ changes them, so that it always follows from them; a report then is one pass ove
 that need no grouping.
 """
 
+from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import (
@@ -28,7 +29,7 @@ from sqlalchemy import (
     select,
     true,
 )
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.dialects.postgresql import Insert, insert
 
 from experiment_service.domain.experiment import AssignmentMode, ExperimentKind
 from experiment_service.storage import schema
@@ -58,6 +59,11 @@ def summarise_units(connection: Connection, touched: FromClause) -> None:
     touched : FromClause
         Columns as `touched_unit`; a key may come more than once.
     """
+    connection.execute(_summarising(touched))
+
+
+@lru_cache(maxsize=1)
+def _summarising(touched: FromClause) -> Insert:
     target = schema.unit_of_analysis
     key = _keys(touched)
     first = _first_exposure(key)
@@ -88,13 +94,11 @@ def summarise_units(connection: Connection, touched: FromClause) -> None:
         for column in target.c
         if not column.primary_key
     }
-    connection.execute(
-        making.on_conflict_do_update(constraint=target.primary_key, set_=changed)
-    )
+    return making.on_conflict_do_update(constraint=target.primary_key, set_=changed)
 
 
 def touch_later_units(history: FromClause) -> Select[Any]:
-    """Return keys of units of analysis whose time before has changed.
+    """Return keys of units of analysis whose time before may have changed.
 
     Parameters
     ----------
@@ -103,18 +107,27 @@ def touch_later_units(history: FromClause) -> Select[Any]:
     """
     unit = schema.unit_of_analysis
     first_day = utc_day(unit.c.first_at)
+    days = (
+        select(
+            history.c.unit_id,
+            func.min(history.c.day).label("earliest"),
+            func.max(history.c.day).label("latest"),
+        )
+        .group_by(history.c.unit_id)
+        .subquery("days")
+    )
     # OFFSET keeps the look-up in an index from becoming a join that reads all units.
     later = (
         select(unit.c.experiment_id, unit.c.unit_id, unit.c.phase)
         .where(
-            unit.c.unit_id == history.c.unit_id,
-            history.c.day < first_day,
-            history.c.day >= first_day - DAYS_BEFORE,
+            unit.c.unit_id == days.c.unit_id,
+            first_day > days.c.earliest,
+            first_day <= days.c.latest + DAYS_BEFORE,
         )
         .offset(0)
         .lateral("later")
     )
-    return select(later).select_from(history.join(later, true()))
+    return select(later).select_from(days.join(later, true()))
 
 
 def utc_day(instant: ColumnElement[Any]) -> ColumnElement[Any]:
