@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from experiment_service.errors import InvalidRequest
+from experiment_service.notification import split_urls
 from experiment_service.passwords import check_hash
 
 PREFIX = "EXPERIMENT_SERVICE_"
@@ -56,6 +57,8 @@ class Settings:
         Requests without a good key that an address may send; None for no limit.
     trusted_proxies : str or None
         Addresses and networks whose X-Forwarded-For is believed, with commas between.
+    notify_urls : tuple of str
+        Where alerts and failed releases are told, as addresses of apprise.
     log_format : str
         ``text`` or ``json``.
     """
@@ -80,6 +83,7 @@ class Settings:
     ofrep_exposures: str = "never"
     refusals_per_second: float | None = None
     trusted_proxies: str | None = None
+    notify_urls: tuple[str, ...] = field(default=(), repr=False)
     log_format: str = "text"
 
     @classmethod
@@ -133,6 +137,7 @@ class Settings:
     def environment(self, **changes: str) -> dict[str, str]:
         """Return this process's environment with these settings, for a child."""
         given = {each.name: getattr(self, each.name) for each in fields(self)} | changes
+        given["notify_urls"] = " ".join(self.notify_urls)
         return dict(os.environ) | {
             variable: str(given[name])
             for name, variable in variables().items()
@@ -238,6 +243,7 @@ _SECRET = frozenset(
         "unit_key",
         "dashboard_password_hash",
         "oidc_client_secret",
+        "notify_urls",
     }
 )
 
@@ -274,5 +280,6 @@ _READERS: Mapping[str, Callable[[str], Any]] = {
     "refusals_per_second": _rate,
     "trusted_proxies": _networks,
     "ofrep_exposures": _one_of("never", "single"),
+    "notify_urls": split_urls,
     "log_format": _one_of("text", "json"),
 }

@@ -32,6 +32,7 @@ ALL = {
     "EXPERIMENT_SERVICE_OFREP_EXPOSURES": "single",
     "EXPERIMENT_SERVICE_REFUSALS_PER_SECOND": "2.5",
     "EXPERIMENT_SERVICE_TRUSTED_PROXIES": "10.0.0.5, fd00::/8",
+    "EXPERIMENT_SERVICE_NOTIFY_URLS": "json://hook/s3cret mailto://shop?to=a@b,c@d",
     "EXPERIMENT_SERVICE_LOG_FORMAT": "json",
 }
 
@@ -58,6 +59,7 @@ def test_each_setting_is_read_from_its_variable():
         ofrep_exposures="single",
         refusals_per_second=2.5,
         trusted_proxies="10.0.0.5, fd00::/8",
+        notify_urls=("json://hook/s3cret", "mailto://shop?to=a@b,c@d"),
         log_format="json",
     )
 
@@ -154,6 +156,7 @@ def test_a_child_process_reads_the_same_settings(monkeypatch):
 def test_secrets_are_shown_nowhere():
     settings = Settings.from_environment(ALL)
     assert "postgresql" not in repr(settings)
+    assert "s3cret" not in repr(settings)
     assert ALL["EXPERIMENT_SERVICE_UNIT_KEY"] not in repr(settings)
     short = {"EXPERIMENT_SERVICE_UNIT_KEY": "hunter2"}
     with pytest.raises(
@@ -161,6 +164,8 @@ def test_secrets_are_shown_nowhere():
     ) as refusal:
         Settings.from_environment(short)
     assert "hunter2" not in refusal.value.message
+    with pytest.raises(InvalidRequest, match=r"number 1 \(without a scheme\) is none"):
+        Settings.from_environment({"EXPERIMENT_SERVICE_NOTIFY_URLS": "s3cret"})
 
 
 def test_a_reader_needs_a_database():

@@ -10,7 +10,16 @@ from alembic.script import ScriptDirectory
 from experiment_service.cli import COMMANDS, build_parser
 from experiment_service.storage.database import _MIGRATIONS, head_revision
 
-HEAVY = {"pandas", "scipy", "statsmodels", "implicit", "pyarrow", "alembic", "altair"}
+HEAVY = {
+    "alembic",
+    "altair",
+    "apprise",
+    "implicit",
+    "pandas",
+    "pyarrow",
+    "scipy",
+    "statsmodels",
+}
 
 
 def loaded_by(statement):
