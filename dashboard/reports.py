@@ -18,15 +18,18 @@ import streamlit as st
 
 from experiment_service.analysis.planning import Design
 from experiment_service.config import Settings
+from experiment_service.domain.monitor import thresholds
 from experiment_service.replay.comparison import ReplayReport
 from experiment_service.replay.export import Content
 from experiment_service.replay.service import export_experiment, replay_experiment
 from experiment_service.reporting import (
+    Alerts,
     Days,
     Group,
     Journey,
     ListedExperiment,
     ModelReport,
+    MonitoredDay,
     Operations,
     OverviewRow,
     Report,
@@ -169,6 +172,25 @@ def operations() -> Operations:
     """Say how the service as a whole is doing."""
     door = _door()
     return door.fresh.get("operations", lambda: door.reports.operations(as_of=_now()))
+
+
+def alerts() -> Alerts:
+    """Return the alerts of all experiments."""
+    door = _door()
+    return door.fresh.get("alerts", door.reports.alerts)
+
+
+def monitored(key: str) -> tuple[MonitoredDay, ...]:
+    """Return what monitors measured of an experiment by day and variant."""
+    door = _door()
+    return door.fresh.get(
+        ("monitored", key), lambda: door.reports.monitored(key, as_of=_now())
+    )
+
+
+def monitor_thresholds() -> dict[str, float]:
+    """Return the threshold of each monitor."""
+    return thresholds(Settings.from_environment().monitor_thresholds)
 
 
 def export(key: str, content: Content, ending: str) -> bytes:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from experiment_service.domain.monitor import parse_thresholds
 from experiment_service.errors import InvalidRequest
 from experiment_service.notification import split_urls
 from experiment_service.passwords import check_hash
@@ -59,6 +60,8 @@ class Settings:
         Addresses and networks whose X-Forwarded-For is believed, with commas between.
     notify_urls : tuple of str
         Where alerts and failed releases are told, as addresses of apprise.
+    monitor_thresholds : mapping of str to float
+        Those of monitors that are not the default.
     log_format : str
         ``text`` or ``json``.
     """
@@ -84,6 +87,7 @@ class Settings:
     refusals_per_second: float | None = None
     trusted_proxies: str | None = None
     notify_urls: tuple[str, ...] = field(default=(), repr=False)
+    monitor_thresholds: Mapping[str, float] = field(default_factory=dict)
     log_format: str = "text"
 
     @classmethod
@@ -138,6 +142,9 @@ class Settings:
         """Return this process's environment with these settings, for a child."""
         given = {each.name: getattr(self, each.name) for each in fields(self)} | changes
         given["notify_urls"] = " ".join(self.notify_urls)
+        given["monitor_thresholds"] = " ".join(
+            f"{name}={value}" for name, value in self.monitor_thresholds.items()
+        )
         return dict(os.environ) | {
             variable: str(given[name])
             for name, variable in variables().items()
@@ -281,5 +288,6 @@ _READERS: Mapping[str, Callable[[str], Any]] = {
     "trusted_proxies": _networks,
     "ofrep_exposures": _one_of("never", "single"),
     "notify_urls": split_urls,
+    "monitor_thresholds": parse_thresholds,
     "log_format": _one_of("text", "json"),
 }

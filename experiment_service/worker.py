@@ -17,7 +17,10 @@ import procrastinate
 from sqlalchemy import Engine
 
 from experiment_service.config import Settings
+from experiment_service.domain.monitor import thresholds
 from experiment_service.lazy import LazyModule
+from experiment_service.monitoring import tell, watch
+from experiment_service.notification import check_urls
 from experiment_service.reallocation import due_experiments, reallocate
 from experiment_service.storage.database import (
     check_migrated,
@@ -87,10 +90,20 @@ def retire_events(engine: Engine, now: datetime, settings: Settings) -> None:
         )
 
 
+def watch_serving(engine: Engine, now: datetime, settings: Settings) -> None:
+    """Measure what serves, raise alerts and end them, and tell people of both."""
+    try:
+        watch(engine, now, thresholds=thresholds(settings.monitor_thresholds))
+    finally:
+        # What was raised is told even if one experiment could not be looked at.
+        tell(engine, now, urls=settings.notify_urls)
+
+
 JOBS = (
     Job(name="reallocate_due", cron="* * * * * */5", run=reallocate_due),
     Job(name="make_partitions", cron="17 3 * * *", run=make_partitions),
     Job(name="retire_events", cron="47 3 * * *", run=retire_events),
+    Job(name="watch_serving", cron="*/10 * * * *", run=watch_serving),
 )
 
 
@@ -137,9 +150,12 @@ def run_worker(url: str, settings: Settings) -> None:
 
     Raises
     ------
+    InvalidRequest
+        At the start, when notifications can't be sent as the settings say.
     Unavailable
         At the start, when the schema is not up to date or the server does not answer.
     """
+    check_urls(settings.notify_urls)
     engine = create_engine(url, pool_size=2, name="worker")
     try:
         check_migrated(engine)

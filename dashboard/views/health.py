@@ -1,10 +1,86 @@
 """Health: is the service collecting well, and can each experiment be believed."""
 
+from collections.abc import Mapping
 from datetime import timedelta
 
 import streamlit as st
 
-from dashboard import encodings, formats, health_charts, parts, reports, tables
+from dashboard import (
+    encodings,
+    formats,
+    health_charts,
+    monitor_charts,
+    parts,
+    reports,
+    tables,
+)
+from experiment_service.domain.monitor import MONITORS, title_of
+
+#: Charts beside each other.
+_COLUMNS = 3
+
+
+@st.fragment(run_every=reports.REFRESH_SECONDS)
+def _open_alerts() -> None:
+    with parts.problems_in_words():
+        for each in reports.alerts().open:
+            name = parts.escape_markdown(f"{title_of(each.monitor)} of {each.about}")
+            st.error(
+                f"**{name}**, since {formats.moment(each.raised_at)}. "
+                f"{parts.escape_markdown(each.reason)}",
+                icon=":material/notifications_active:",
+            )
+
+
+@st.fragment(run_every=reports.REFRESH_SECONDS)
+def _alerts() -> None:
+    with parts.problems_in_words():
+        found = reports.alerts()
+        if found.open or found.over:
+            st.html(monitor_charts.alerts_table(found))
+        else:
+            st.caption("No alert so far.")
+
+
+def _monitors(key: str, colour_of: Mapping[str, str]) -> None:
+    st.subheader("What it serves", anchor=False)
+    days = reports.monitored(key)
+    if not days:
+        st.caption("Nothing was measured yet: a worker looks every ten minutes.")
+        return
+    st.caption(
+        "Each point is of the 24 hours up to the last look on that day. Beyond the dashed "
+        "line there is an alert."
+    )
+    st.html(monitor_charts.legend(colour_of))
+    limits = reports.monitor_thresholds()
+    for first in range(0, len(MONITORS), _COLUMNS):
+        names = list(MONITORS)[first : first + _COLUMNS]
+        for column, name in zip(st.columns(_COLUMNS), names, strict=True):
+            title = MONITORS[name].title
+            with column:
+                st.markdown(f"**{title}**", help=_explained(name, limits[name]))
+                parts.chart(
+                    monitor_charts.by_day(
+                        days, name, colour_of, threshold=limits[name]
+                    ),
+                    instead="Too little to measure.",
+                    key=title,
+                )
+    st.subheader("Interactions by position", anchor=False)
+    parts.chart(
+        monitor_charts.by_position(days, colour_of),
+        instead="No interaction so far.",
+        key="Interactions by position",
+    )
+
+
+def _explained(name: str, threshold: float) -> str:
+    monitor = MONITORS[name]
+    return (
+        f"A value of {monitor.write(threshold)} {monitor.what}. Alert "
+        f"{monitor.alerts} {monitor.write(threshold)}."
+    )
 
 
 @st.fragment(run_every=reports.REFRESH_SECONDS)
@@ -68,9 +144,13 @@ def _experiment() -> None:
             key="Sample ratio by epoch",
         )
         st.html(tables.ratio_table(report, colour_of))
+        _monitors(key, colour_of)
 
 
 st.title("Health", anchor=False)
+_open_alerts()
 st.subheader("The service", anchor=False)
 _service()
+st.subheader("Alerts", anchor=False)
+_alerts()
 _experiment()

@@ -47,6 +47,9 @@ COMMANDS: Mapping[str, Mapping[str, str]] = {
     },
     "searches:add_search": {"search": "search for better parameters"},
     "reports:add_report": {"report": "print the report"},
+    "monitors:add_monitors": {
+        "monitors": "say what monitors see in what serves, and which alerts are open"
+    },
     "plans:add_plan": {
         "plan": "say how many units and days a test needs, and what it can see by when"
     },

@@ -6,6 +6,7 @@ all SQL in `storage`.
 
 from experiment_service.reporting.build import (
     build_report,
+    glance,
     list_experiments,
     operations,
     overview,
@@ -18,6 +19,11 @@ from experiment_service.reporting.models import (
     ModelReport,
     Use,
     VersionReport,
+)
+from experiment_service.reporting.monitors import (
+    Alerts,
+    build_alerts,
+    build_monitored,
 )
 from experiment_service.reporting.segments import build_segments
 from experiment_service.reporting.service import Reports
@@ -47,10 +53,14 @@ from experiment_service.reporting.values import (
     VariantFacts,
     VariantResult,
 )
+from experiment_service.storage.alerts import Alert
 from experiment_service.storage.counts import Lag, MinuteCount
+from experiment_service.storage.monitors import MonitoredDay, PlaceCount
 
 __all__ = [
     "Advice",
+    "Alert",
+    "Alerts",
     "AttributeReport",
     "BanditReport",
     "Check",
@@ -71,9 +81,11 @@ __all__ = [
     "MetricReport",
     "MinuteCount",
     "ModelReport",
+    "MonitoredDay",
     "Operations",
     "OverviewRow",
     "Place",
+    "PlaceCount",
     "Posterior",
     "Reach",
     "Report",
@@ -87,8 +99,11 @@ __all__ = [
     "VariantFacts",
     "VariantResult",
     "VersionReport",
+    "build_alerts",
+    "build_monitored",
     "build_report",
     "build_segments",
+    "glance",
     "list_experiments",
     "operations",
     "overview",

@@ -94,12 +94,7 @@ def overview(
     """Build a line for every experiment: running ones first, then by key."""
     rows = []
     for experiment in storage.list_experiments(connection):
-        reward = experiment.declaration.reward
-        declaration = experiment.declaration
-        metrics = [reward, *map(declaration.metric, declaration.guardrails)]
-        report = _build(
-            connection, experiment, metrics, as_of, level, with_series=False
-        )
+        report = glance(connection, experiment, as_of=as_of, level=level)
         rows.append(
             OverviewRow(
                 facts=report.facts,
@@ -109,6 +104,22 @@ def overview(
             )
         )
     return tuple(sorted(rows, key=lambda row: _STATES.index(row.facts.state)))
+
+
+def glance(
+    connection: Connection,
+    experiment: Experiment,
+    *,
+    as_of: datetime,
+    level: float = 0.95,
+) -> Report:
+    """Build a report on the reward and the guardrails alone, without series."""
+    declaration = experiment.declaration
+    metrics = [
+        declaration.reward,
+        *map(declaration.metric, declaration.guardrails),
+    ]
+    return _build(connection, experiment, metrics, as_of, level, with_series=False)
 
 
 def list_experiments(connection: Connection) -> tuple[ListedExperiment, ...]:

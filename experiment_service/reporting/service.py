@@ -12,6 +12,11 @@ from experiment_service.reporting.build import (
 )
 from experiment_service.reporting.journey import Journey, build_journey
 from experiment_service.reporting.models import ModelReport, build_models
+from experiment_service.reporting.monitors import (
+    Alerts,
+    build_alerts,
+    build_monitored,
+)
 from experiment_service.reporting.planning import Baseline, read_baseline
 from experiment_service.reporting.segments import build_segments
 from experiment_service.reporting.values import (
@@ -24,6 +29,7 @@ from experiment_service.reporting.values import (
     SegmentsReport,
 )
 from experiment_service.storage import database
+from experiment_service.storage.monitors import MonitoredDay
 
 
 class Reports:
@@ -149,6 +155,30 @@ class Reports:
         """
         with database.transaction(self._engine) as connection:
             return operations(connection, as_of=as_of)
+
+    def alerts(self) -> Alerts:
+        """Return the alerts of all experiments.
+
+        Raises
+        ------
+        Unavailable
+            When the database does not answer.
+        """
+        with database.transaction(self._engine) as connection:
+            return build_alerts(connection)
+
+    def monitored(self, key: str, *, as_of: datetime) -> tuple[MonitoredDay, ...]:
+        """Return what monitors measured of an experiment; see `build_monitored`.
+
+        Raises
+        ------
+        NotFound
+            Lists the experiments that exist.
+        Unavailable
+            When the database does not answer.
+        """
+        with database.transaction(self._engine) as connection:
+            return build_monitored(connection, key, as_of=as_of)
 
     def baseline(
         self, key: str, *, metric: str | None = None, as_of: datetime

@@ -404,3 +404,60 @@ retired_month = Table(
     Column("archive", JSONB(none_as_null=True)),
     _recorded_at(),
 )
+
+#: What monitors measured of a variant in the 24 hours up to the last look on a day (UTC).
+monitored_day = Table(
+    "monitored_day",
+    metadata,
+    Column("experiment_id", Integer, ForeignKey("experiment.id"), nullable=False),
+    Column("variant", Text, nullable=False),
+    Column("day", Date, nullable=False),
+    _instant("until"),
+    Column("exposures", Integer, nullable=False),
+    Column("measured", JSONB, nullable=False),
+    Column("positions", JSONB, nullable=False),
+    PrimaryKeyConstraint("experiment_id", "variant", "day"),
+)
+
+#: Something that calls for a look, from when it was raised until it was over; told once
+#: at each end.
+alert = Table(
+    "alert",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("experiment_id", Integer, ForeignKey("experiment.id"), nullable=False),
+    Column("monitor", Text, nullable=False),
+    # A variant, a variant and a metric, or nothing for the whole experiment.
+    Column("subject", Text, nullable=False),
+    Column("value", Double, nullable=False),
+    Column("threshold", Double, nullable=False),
+    Column("reason", Text, nullable=False),
+    _instant("raised_at"),
+    _instant("resolved_at", nullable=True),
+    Column("resolution", Text),
+    _instant("raise_told_at", nullable=True),
+    _instant("resolve_told_at", nullable=True),
+    CheckConstraint(
+        "(resolved_at IS NULL) = (resolution IS NULL)"
+        " AND (resolved_at IS NOT NULL OR resolve_told_at IS NULL)",
+        name="resolved",
+    ),
+    # At most one open alert about a thing, however many workers look.
+    Index(
+        "uq_alert_open",
+        "experiment_id",
+        "monitor",
+        "subject",
+        unique=True,
+        postgresql_where=text("resolved_at IS NULL"),
+    ),
+    # What is still to be told.
+    Index(
+        "ix_alert_untold",
+        "id",
+        postgresql_where=text(
+            "raise_told_at IS NULL OR"
+            " (resolved_at IS NOT NULL AND resolve_told_at IS NULL)"
+        ),
+    ),
+)

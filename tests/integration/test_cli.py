@@ -1,11 +1,17 @@
 """The command line: what it prints, and one sentence for what it refuses."""
 
 import json
+from datetime import UTC, datetime
 
 import pytest
 import yaml
 
+from experiment_service import worker
 from experiment_service.cli import main
+from experiment_service.config import Settings
+from experiment_service.storage import alerts
+from experiment_service.storage import experiments as storage
+from experiment_service.storage.database import transaction
 from tests.integration.test_reallocation import make_live
 
 HOME = """
@@ -214,3 +220,36 @@ def test_a_shared_file_that_is_no_list_is_refused(run, tmp_path):
     assert refused(
         run("create", file, "--metrics", shared), "must be a list of metrics"
     )
+
+
+@pytest.mark.usefixtures("home")
+def test_monitors_are_printed_with_the_open_alerts(run, engine):
+    assert run("monitors")[1].splitlines() == [
+        "No alert is open.",
+        "Nothing was measured yet; a worker looks every ten minutes.",
+    ]
+    worker.watch_serving(engine, datetime.now(UTC), Settings())
+    with transaction(engine) as connection:
+        alerts.raise_alert(
+            connection,
+            storage.get_experiment(connection, "home").id,
+            monitor="coverage",
+            subject="other",
+            value=0.1,
+            threshold=0.5,
+            reason="10.0% of the variety.",
+            now=datetime(2026, 11, 1, tzinfo=UTC),
+        )
+    printed = run("monitors", "home")[1].splitlines()
+    assert printed[0] == (
+        "ALERT Coverage of home/other, since 2026-11-01 00:00 UTC: 10.0% of the variety."
+    )
+    assert printed[2].split()[:2] == ["EXPERIMENT", "VARIANT"]
+    assert [line.split()[:2] for line in printed[3:]] == [
+        ["home", "control"],
+        ["home", "other"],
+    ]
+    document = json.loads(run("monitors", "--json")[1])
+    assert document["alerts"][0]["monitor"] == "coverage"
+    assert document["days"]["home"][0]["measured"]["fallback_share"] is None
+    assert refused(run("monitors", "nonsense"), "'nonsense' does not exist")

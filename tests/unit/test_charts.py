@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dashboard import charts, encodings, formats, health_charts
+from dashboard import charts, encodings, formats, health_charts, monitor_charts
 from experiment_service.analysis.interval import Interval, Withheld
 from experiment_service.domain.experiment import ExperimentKind, ExperimentState
 from experiment_service.reporting import (
@@ -17,6 +17,8 @@ from experiment_service.reporting import (
     Facts,
     MetricReport,
     MinuteCount,
+    MonitoredDay,
+    PlaceCount,
     Posterior,
     Series,
     SeriesPoint,
@@ -284,6 +286,44 @@ def test_traffic_shows_silent_minutes_as_zero():
     spec = valid(health_charts.traffic(minutes, since, until))
     shown = [row["events"] for row in rows(spec) if row["kind"] == "exposures"]
     assert shown == [0, 0, 7, 0, 0]
+
+
+def monitored(variant, number, **measured):
+    until = datetime(2026, 4, 29, tzinfo=UTC) + timedelta(days=number)
+    return MonitoredDay(
+        variant=variant,
+        day=until.date() - timedelta(days=1),
+        until=until,
+        exposures=500,
+        measured=measured,
+        positions=[
+            PlaceCount(position=1, shown=0, acted=0, shown_before=40, acted_before=10)
+        ],
+    )
+
+
+def test_monitors_are_drawn_by_day_in_the_order_of_time_with_their_threshold():
+    days = [
+        monitored("popular", number, fallback_share=number / 10, coverage=None)
+        for number in range(4)
+    ]
+    drawn = monitor_charts.by_day(days, "fallback_share", COLOURS, threshold=0.2)
+    rule, lines = drawn.to_dict()["layer"]
+    assert rule["data"]["values"] == [{"value": 0.2}]
+    assert lines["encoding"]["x"]["sort"] == ["28 Apr", "29 Apr", "30 Apr", "1 May"]
+    assert [row["value"] for row in lines["data"]["values"]] == [0, 0.1, 0.2, 0.3]
+    assert lines["data"]["values"][3]["shown"] == "30.0%"
+    assert lines["encoding"]["y"]["scale"]["domain"] == [0, pytest.approx(0.315)]
+    assert monitor_charts.by_day(days, "coverage", COLOURS, threshold=0.5) is None
+
+
+def test_positions_of_the_last_look_are_drawn_where_something_was_shown():
+    drawn = monitor_charts.by_position(
+        [monitored("popular", 1), monitored("popular", 2)], COLOURS
+    )
+    (row,) = drawn.to_dict()["data"]["values"]
+    assert (row["when"], row["rate"]) == ("7 days before", 0.25)
+    assert monitor_charts.by_position([], COLOURS) is None
 
 
 def test_every_chart_is_altair():

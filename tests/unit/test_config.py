@@ -33,6 +33,7 @@ ALL = {
     "EXPERIMENT_SERVICE_REFUSALS_PER_SECOND": "2.5",
     "EXPERIMENT_SERVICE_TRUSTED_PROXIES": "10.0.0.5, fd00::/8",
     "EXPERIMENT_SERVICE_NOTIFY_URLS": "json://hook/s3cret mailto://shop?to=a@b,c@d",
+    "EXPERIMENT_SERVICE_MONITOR_THRESHOLDS": "fallback_share=0.3 list_age=30.0",
     "EXPERIMENT_SERVICE_LOG_FORMAT": "json",
 }
 
@@ -60,6 +61,7 @@ def test_each_setting_is_read_from_its_variable():
         refusals_per_second=2.5,
         trusted_proxies="10.0.0.5, fd00::/8",
         notify_urls=("json://hook/s3cret", "mailto://shop?to=a@b,c@d"),
+        monitor_thresholds={"fallback_share": 0.3, "list_age": 30},
         log_format="json",
     )
 

@@ -1,10 +1,7 @@
 """Notifications reach a real webhook and a real mail server, and tell no secret."""
 
-import json
 import logging
 from email import message_from_bytes, policy
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
 
 import pytest
 from aiosmtpd.controller import Controller
@@ -12,30 +9,13 @@ from aiosmtpd.controller import Controller
 from experiment_service.errors import InvalidRequest
 from experiment_service.notification import check_urls, notify, split_urls
 from tests.conftest import free_port
+from tests.webhook import receiving
 
 
 @pytest.fixture
 def webhook():
-    """A receiver of POSTs; `received` fills up, `status` is what it answers."""
-
-    class Receiver(BaseHTTPRequestHandler):
-        def do_POST(self):
-            length = int(self.headers["Content-Length"])
-            server.received.append((self.path, json.loads(self.rfile.read(length))))
-            self.send_response(server.status)
-            self.end_headers()
-
-        def log_message(self, *_):
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Receiver) as server:
-        server.received, server.status = [], 204
-        server.url = f"json://127.0.0.1:{server.server_port}/hook/s3cret"
-        thread = Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
+    with receiving() as server:
         yield server
-        server.shutdown()
-        thread.join()
 
 
 @pytest.fixture

@@ -15,8 +15,10 @@ from experiment_service.domain.assignment import assign
 from experiment_service.domain.declaration import parse_declaration
 from experiment_service.domain.event import Exposure, Interaction
 from experiment_service.domain.experiment import Epoch, ExperimentState
+from experiment_service.domain.monitor import thresholds
+from experiment_service.monitoring import watch
+from experiment_service.storage import alerts, models
 from experiment_service.storage import experiments as storage
-from experiment_service.storage import models
 from experiment_service.storage.database import create_engine, transaction
 from experiment_service.storage.events import store_events
 from policies.probability_best import probability_best
@@ -295,6 +297,27 @@ def seed_models(connection, *, now):
     seed_model(connection, "als", rejected, now=now, passed=False)
 
 
+def seed_alert(connection, *, now):
+    """An alert that lasted for three hours."""
+    alerts.raise_alert(
+        connection,
+        storage.get_experiment(connection, HEALTHY).id,
+        monitor="fallback_share",
+        subject="als",
+        value=0.4,
+        threshold=0.2,
+        reason="40.0% of exposures fell back <b>",
+        now=now,
+    )
+    (alert,) = alerts.open_alerts(connection)
+    alerts.resolve_alert(
+        connection,
+        alert.id,
+        resolution="2.0% again",
+        now=now + timedelta(hours=3),
+    )
+
+
 def seed(connection, *, now, size):
     """Fill a database with five experiments and about 10 `size` units."""
     recorder = Recorder(np.random.default_rng(7))
@@ -384,5 +407,7 @@ def shop(server_url, template_database):
         engine = create_engine(url)
         with transaction(engine) as connection:
             exposures, interactions = seed(connection, now=now, size=400)
+            seed_alert(connection, now=now - timedelta(days=2))
+        watch(engine, now, thresholds=thresholds({}))
         engine.dispose()
         yield Shop(url=url, now=now, exposures=exposures, interactions=interactions)

@@ -15,6 +15,7 @@ import dashboard
 from dashboard import formats
 from dashboard.reports import Fresh
 from experiment_service.domain.declaration import parse_declaration
+from experiment_service.domain.monitor import MONITORS
 from experiment_service.storage import experiments as storage
 from experiment_service.storage.database import transaction
 
@@ -75,7 +76,7 @@ def table(test, caption):
 def test_every_page_opens(shop, open_page, page, experiment):
     test = open_page(page, shop.url, experiment)
     assert not test.exception
-    expected = ("Do not use", "is no base for a plan")
+    expected = ("Do not use", "is no base for a plan", "Sample ratio of search")
     unexpected = [
         error.value
         for error in test.error
@@ -239,6 +240,22 @@ def test_health_shows_units_beside_those_expected(shop, open_page):
     expected = [int(row[2].replace(",", "")) for row in rows[1:]]
     assert sum(shown) == len(units)
     assert sum(expected) == pytest.approx(len(units), abs=2)
+
+
+def test_health_shows_open_alerts_above_and_all_of_them_below(shop, open_page):
+    test = open_page("health", shop.url, HOME)
+    assert [error.value.split(", since")[0] for error in test.error] == [
+        "**Sample ratio of search-carousel**"
+    ]
+    rows = table(test, "Alerts, the latest")
+    assert [row[:2] for row in rows[1:]] == [
+        ["Sample ratio search-carousel", "Open"],
+        ["Fallback share home-carousel/als", "Over"],
+    ]
+    assert rows[2][3:] == ["3 h", "40.0% of exposures fell back <b> 2.0% again"]
+    assert "What it serves" in [each.value for each in test.subheader]
+    titles = [each.value.strip("*") for each in test.markdown]
+    assert titles == [each.title for each in MONITORS.values()]
 
 
 def test_the_choice_is_in_the_address_and_stays_between_pages(shop, open_page):
