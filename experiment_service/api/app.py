@@ -293,18 +293,9 @@ class ExperimentApi(FastAPI):
             await send_empty(exchange.send, answer)
             return
         await send_failure(exchange.send, answer)
-        name = self._declared_path(scope)
+        name = next((route.path for route in _routes(scope)), "other")
         self.desk.tally.responses[f"{scope['method']} {name}", int(answer.status)] += 1
         self._refusals.note(scope, name, int(answer.status), time())
-
-    def _declared_path(self, scope: Scope) -> str:
-        """Return the path that a request is for, as its route declares it."""
-        paths = (
-            route.path
-            for route in self.routes
-            if isinstance(route, Route) and route.matches(scope)[0] is not Match.NONE
-        )
-        return next(paths, "other")
 
     def openapi(self) -> dict[str, Any]:
         """Return the OpenAPI document, with what each route needs."""
@@ -380,15 +371,18 @@ async def _answer_failure(request: Request, error: Exception) -> Response:
     )
 
 
+def _routes(scope: Scope) -> Iterator[Route]:
+    """Yield the routes of a path, whatever the method."""
+    for router in _ROUTERS:
+        for route in router.routes:
+            if isinstance(route, Route) and route.matches(scope)[0] is not Match.NONE:
+                yield route
+
+
 def _methods(request: Request) -> set[str]:
     """Return what a path takes; the framework tells the methods of one route only."""
     return {
-        method
-        for router in _ROUTERS
-        for route in router.routes
-        if isinstance(route, Route)
-        and route.matches(request.scope)[0] is not Match.NONE
-        for method in route.methods or ()
+        method for route in _routes(request.scope) for method in route.methods or ()
     } or {"GET"}
 
 
