@@ -19,7 +19,6 @@ from sqlalchemy import Engine
 from experiment_service.config import Settings
 from experiment_service.domain.monitor import thresholds
 from experiment_service.lazy import LazyModule
-from experiment_service.monitoring import tell, watch
 from experiment_service.notification import check_urls
 from experiment_service.reallocation import due_experiments, reallocate
 from experiment_service.storage.database import (
@@ -31,9 +30,10 @@ from experiment_service.storage.database import (
 from experiment_service.storage.partitions import ensure_partitions
 
 if TYPE_CHECKING:
-    from experiment_service import retention
+    from experiment_service import monitoring, retention
 else:
-    # It writes Parquet, once a month, with a library that takes a while to load.
+    # Each loads a library that takes a second, and is needed now and then.
+    monitoring = LazyModule("experiment_service.monitoring")
     retention = LazyModule("experiment_service.retention")
 
 log = logging.getLogger(__name__)
@@ -93,10 +93,12 @@ def retire_events(engine: Engine, now: datetime, settings: Settings) -> None:
 def watch_serving(engine: Engine, now: datetime, settings: Settings) -> None:
     """Measure what serves, raise alerts and end them, and tell people of both."""
     try:
-        watch(engine, now, thresholds=thresholds(settings.monitor_thresholds))
+        monitoring.watch(
+            engine, now, thresholds=thresholds(settings.monitor_thresholds)
+        )
     finally:
         # What was raised is told even if one experiment could not be looked at.
-        tell(engine, now, urls=settings.notify_urls)
+        monitoring.tell(engine, now, urls=settings.notify_urls)
 
 
 JOBS = (

@@ -308,11 +308,13 @@ def test_monitors_are_drawn_by_day_in_the_order_of_time_with_their_threshold():
         for number in range(4)
     ]
     drawn = monitor_charts.by_day(days, "fallback_share", COLOURS, threshold=0.2)
-    rule, lines = drawn.to_dict()["layer"]
-    assert rule["data"]["values"] == [{"value": 0.2}]
+    spec = drawn.to_dict()
+    rule, lines = (spec["datasets"][layer["data"]["name"]] for layer in spec["layer"])
+    assert rule == [{"value": 0.2}]
+    assert [row["value"] for row in lines] == [0, 0.1, 0.2, 0.3]
+    assert lines[3]["shown"] == "30.0%"
+    lines = spec["layer"][1]
     assert lines["encoding"]["x"]["sort"] == ["28 Apr", "29 Apr", "30 Apr", "1 May"]
-    assert [row["value"] for row in lines["data"]["values"]] == [0, 0.1, 0.2, 0.3]
-    assert lines["data"]["values"][3]["shown"] == "30.0%"
     assert lines["encoding"]["y"]["scale"]["domain"] == [0, pytest.approx(0.315)]
     assert monitor_charts.by_day(days, "coverage", COLOURS, threshold=0.5) is None
 
@@ -321,7 +323,7 @@ def test_positions_of_the_last_look_are_drawn_where_something_was_shown():
     drawn = monitor_charts.by_position(
         [monitored("popular", 1), monitored("popular", 2)], COLOURS
     )
-    (row,) = drawn.to_dict()["data"]["values"]
+    ((row,),) = drawn.to_dict()["datasets"].values()
     assert (row["when"], row["rate"]) == ("7 days before", 0.25)
     assert monitor_charts.by_position([], COLOURS) is None
 
