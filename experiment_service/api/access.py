@@ -89,6 +89,10 @@ class Caller:
     key_id: str | None = None
 
 
+# A program of this machine, where the service is open.
+_NEIGHBOUR = Caller(actor="api")
+
+
 @dataclass(frozen=True, slots=True)
 class _Presented:
     """What of a request's headers access depends on."""
@@ -338,7 +342,7 @@ def _check_neighbour(given: _Presented, needed: Permission) -> Caller | Failure:
         )
     origin = given.origin
     if origin is None:
-        return Caller(actor="api")
+        return _NEIGHBOUR
     scheme, separator, host = origin.partition("://")
     own = host == given.host
     if (

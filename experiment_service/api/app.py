@@ -249,7 +249,7 @@ class ExperimentApi(FastAPI):
         started = perf_counter()
         route = self._hot.get(scope["path"]) if scope["method"] == "POST" else None
         exchange = Exchange(scope, send, make=route is None)
-        status = HTTPStatus.OK
+        status = 200
         try:
             if route is not None:
                 scope["app"] = self
@@ -260,7 +260,7 @@ class ExperimentApi(FastAPI):
             return
         except Exception as error:  # an answer comes, whatever it is
             failure = describe(error)
-            status = failure.status
+            status = int(failure.status)
             if status in TURNED_AWAY:
                 exchange.identify()
             await send_failure(exchange.send, failure)
@@ -269,7 +269,7 @@ class ExperimentApi(FastAPI):
         else:
             name = getattr(scope.get("route"), "path", "other")
         seconds = perf_counter() - started
-        self._note(scope, name, exchange.status or int(status), seconds)
+        self._note(scope, name, exchange.status or status, seconds)
 
     def _enter(self, scope: Scope) -> Caller | Failure | Mapping[str, str]:
         """Decide who asks and whether they may; headers are the answer to a preflight."""

@@ -10,6 +10,7 @@ from pydantic_core import to_json
 from starlette.types import Message, Receive, Scope, Send
 
 from experiment_service.api.failures import Failure, Refused
+from experiment_service.api.protocol import ANSWER
 
 MAX_BODY_BYTES = 1 << 20
 
@@ -154,7 +155,7 @@ class HotRoute(APIRoute):
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:  # noqa: ANN401 - FastAPI's own
         super().__init__(path, endpoint, **options)
         hints = get_type_hints(endpoint, include_extras=True)
-        self._body: TypeAdapter[Any] = TypeAdapter(hints["body"])
+        self._read_json = TypeAdapter(hints["body"]).validator.validate_json
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request.
@@ -169,6 +170,8 @@ class HotRoute(APIRoute):
             return
         content = await read_body(scope, receive)
         check_content_type(scope)
-        body = self._body.validate_json(content)
+        body = self._read_json(content)
         document = await self.endpoint(scope["app"].desk, body)
-        await send_json(send, to_json(document))
+        content = to_json(document)
+        if not scope["extensions"][ANSWER]["call"](send, content):
+            await send_json(send, content)

@@ -193,8 +193,7 @@ def fill_carousel(
     taken = set(exclude)
     if item_id is not None:
         taken.add(item_id)
-    items: list[str] = []
-    sources: list[str] = []
+    found: dict[str, str] = {}  # the source of each item, best item first
     for source, candidates in _sources(
         snapshot,
         recommender,
@@ -203,18 +202,17 @@ def fill_carousel(
         # Of so many, even if all that are taken are among them, k are new.
         limit=k + len(taken),
     ):
-        for item in candidates:
-            if item not in taken:
-                taken.add(item)
-                items.append(item)
-                sources.append(source)
-                if len(items) == k:
-                    break
-        if len(items) == k:
+        more = dict.fromkeys(candidates, source)
+        for item in taken:
+            more.pop(item, None)
+        # What was found before keeps its place and its source.
+        found = {**found, **more, **found} if found else more
+        if len(found) >= k:
             break
+    sources = list(found.values())[:k]
     return Carousel(
         model=model_label(snapshot, recommender),
-        items=items,
+        items=list(found)[:k],
         sources=sources,
         fallback=is_fallback(recommender, sources),
     )
