@@ -42,7 +42,7 @@ _SHOWN = 60
 _LOGGED = 300
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
-_BATCH = 5000
+_BATCH = 10_000
 # Batches of one journal before it is the turn of the next, and those stored at a time: one
 # is read and sent while PostgreSQL works on the other. Writers take turns there.
 _BATCHES = 8

@@ -9,7 +9,7 @@ from sqlalchemy import Connection, Select, exists, select, union_all
 from experiment_service.domain.experiment import Experiment
 from experiment_service.storage import schema
 from experiment_service.storage.database import allow_time
-from experiment_service.storage.events import names
+from experiment_service.storage.outcomes import names
 
 EventTable = Literal["exposures", "interactions"]
 

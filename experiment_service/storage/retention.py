@@ -33,8 +33,8 @@ from sqlalchemy import (
 
 from experiment_service.storage import schema
 from experiment_service.storage.database import allow_time, notify_change
-from experiment_service.storage.events import is_of_unit, names, pairs
 from experiment_service.storage.experiments import list_experiments
+from experiment_service.storage.outcomes import is_of_unit, names, pairs_of
 from experiment_service.storage.partitions import (
     first_id,
     month_bounds,
@@ -179,7 +179,7 @@ def _questions(shown: Table) -> tuple[Select[Any], Select[Any]]:
     )
     done, outcome = schema.interaction, schema.unit_outcome
     named, of_unit = (
-        pairs(shown, done, shown.join(done, belongs(shown, done)))
+        pairs_of(shown, done, shown.join(done, belongs(shown, done)))
         for belongs in (names, is_of_unit)
     )
     # UNION: an interaction of a unit counts once for however many of its exposures.

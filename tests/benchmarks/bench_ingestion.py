@@ -1,6 +1,6 @@
 """Events into PostgreSQL, beside the floor: COPY of the same rows into the same tables.
 
-    python tests/benchmarks/bench_ingestion.py [--events 100000] [--batch 5000]
+    python tests/benchmarks/bench_ingestion.py [--events 100000] [--batch 10000]
 
 Ours stores each event once, whatever is sent again, finds what it counts for, and keeps
 the rows of units up to date; the floor does nothing of that. Half of the events are
@@ -42,7 +42,7 @@ from sqlalchemy import text
 from experiment_service.domain.declaration import parse_declaration
 from experiment_service.domain.event import Exposure, Interaction
 from experiment_service.domain.experiment import Epoch, ExperimentState
-from experiment_service.storage import database, events
+from experiment_service.storage import database, events, staging
 from experiment_service.storage import experiments as storage
 from experiment_service.storage.partitions import ensure_partitions
 
@@ -134,16 +134,16 @@ def store(engine, batch):
 def copy(engine, batch):
     with database.transaction(engine) as connection:
         cursor = connection.connection.driver_connection.cursor()
-        for table, staging, row, kind in (
-            ("exposure", events._new_exposure, events._exposure_row, Exposure),
+        for table, rows, row, kind in (
+            ("exposure", staging.new_exposure, staging.exposure_row, Exposure),
             (
                 "interaction",
-                events._new_interaction,
-                events._interaction_row,
+                staging.new_interaction,
+                staging.interaction_row,
                 Interaction,
             ),
         ):
-            statement = f"COPY {table} ({', '.join(staging.c.keys())}) FROM STDIN"
+            statement = f"COPY {table} ({', '.join(rows.c.keys())}) FROM STDIN"
             with cursor.copy(statement) as copying:
                 for event in of(kind, batch):
                     copying.write_row(row(event))
@@ -305,7 +305,7 @@ def over_http(url, made, size):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--events", type=int, default=100_000)
-    parser.add_argument("--batch", type=int, default=5_000)
+    parser.add_argument("--batch", type=int, default=10_000)
     given = parser.parse_args()
     made = make_events([1, 2], given.events)
     interactions = of(Interaction, made)

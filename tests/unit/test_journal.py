@@ -42,6 +42,7 @@ def test_events_are_read_in_the_order_of_their_appends(journal):
     append(journal, b"a", b"b")
     append(journal, b"c")
     entries = journal.read(2)
+    assert journal.read(1, after=entries[0][0]) == entries[1:]
     assert [payload for _, payload in entries] == [b"a", b"b"]
     journal.delete([sequence for sequence, _ in entries])
     assert payloads_of(journal) == [b"c"]
