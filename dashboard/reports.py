@@ -19,12 +19,14 @@ import streamlit as st
 from experiment_service.analysis.planning import Design
 from experiment_service.config import Settings
 from experiment_service.domain.monitor import thresholds
+from experiment_service.domain.pseudonym import Pseudonyms
 from experiment_service.replay.comparison import ReplayReport
 from experiment_service.replay.export import Content
 from experiment_service.replay.service import export_experiment, replay_experiment
 from experiment_service.reporting import (
     Alerts,
     Days,
+    ExampleList,
     Group,
     Journey,
     ListedExperiment,
@@ -80,6 +82,11 @@ class Fresh:
             self._values[key] = (started + max(self._seconds, 10 * took), value)
             self._forget(started)
             return value
+
+    def drop(self, key: Hashable) -> None:
+        """Build the value of a key anew when it is asked for next."""
+        with self._lock:
+            self._values.pop(key, None)
 
     def _forget(self, now: float) -> None:
         """Drop what is old once much is kept; addresses can ask for any days."""
@@ -168,6 +175,25 @@ def models() -> tuple[ModelReport, ...]:
     return door.fresh.get("models", door.reports.models)
 
 
+def models_changed() -> None:
+    """Read the models again at the next look."""
+    _door().fresh.drop("models")
+
+
+def examples(
+    name: str, versions: tuple[int, ...], *, unit_id: str, item_id: str, k: int
+) -> tuple[ExampleList, ...]:
+    """Return lists of versions side by side; an empty text names nobody and nothing."""
+    unit_key = Settings.from_environment().unit_key
+    return _door().reports.examples(
+        name,
+        versions,
+        unit_id=Pseudonyms(unit_key).of(unit_id) if unit_id else None,
+        item_id=item_id or None,
+        k=k,
+    )
+
+
 def operations() -> Operations:
     """Say how the service as a whole is doing."""
     door = _door()
@@ -207,6 +233,11 @@ def export(key: str, content: Content, ending: str) -> bytes:
             cutoff=_now(),
         )
         return path.read_bytes()
+
+
+def now() -> datetime:
+    """Return the present instant, UTC."""
+    return _now()
 
 
 def today() -> date:

@@ -35,6 +35,8 @@ class Settings:
         Embedded database, journals, published lists, snapshot.
     host, port : str, int
         Where the API listens.
+    api_url : str or None
+        Where the dashboard reaches the API; None is `port` of this machine.
     dashboard_port : int
         Where the dashboard listens, on the same host.
     journal_max_bytes : int
@@ -72,6 +74,7 @@ class Settings:
     data_dir: Path = Path(".experiment-service")
     host: str = "127.0.0.1"
     port: int = 8000
+    api_url: str | None = None
     dashboard_port: int = 8501
     journal_max_bytes: int = 1 << 30
     retention_days: int | None = None
@@ -132,6 +135,15 @@ class Settings:
     def reading_url(self) -> str | None:
         """URL for programs that only read."""
         return self.reader_url or self.database_url
+
+    @property
+    def api_address(self) -> str:
+        """Where this machine reaches the API."""
+        if self.api_url is not None:
+            return self.api_url.rstrip("/")
+        anywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - not listened on
+        host = anywhere.get(self.host, self.host)
+        return f"http://{f'[{host}]' if host.count(':') > 1 else host}:{self.port}"
 
     @property
     def is_loopback(self) -> bool:
@@ -229,6 +241,12 @@ def _networks(raw: str) -> str:
     return raw
 
 
+def _http_url(raw: str) -> str:
+    if not raw.startswith(("https://", "http://")):
+        raise ValueError("it must start with https:// or http://")
+    return raw
+
+
 def _metadata_url(raw: str) -> str:
     if not raw.startswith(("https://", "http://localhost", "http://127.0.0.1")):
         raise ValueError("it must start with https://")
@@ -276,6 +294,7 @@ _READERS: Mapping[str, Callable[[str], Any]] = {
     "unit_key": _long_secret,
     "data_dir": Path,
     "port": _whole(1, 65_535),
+    "api_url": _http_url,
     "dashboard_port": _whole(1, 65_535),
     "journal_max_bytes": _whole(1 << 20, 1 << 40),
     "retention_days": _whole(30, 36_500),

@@ -30,10 +30,11 @@ from experiment_service.storage.database import (
 from experiment_service.storage.partitions import ensure_partitions
 
 if TYPE_CHECKING:
-    from experiment_service import monitoring, retention
+    from experiment_service import monitoring, promotion, retention
 else:
     # Each loads a library that takes a second, and is needed now and then.
     monitoring = LazyModule("experiment_service.monitoring")
+    promotion = LazyModule("experiment_service.promotion")
     retention = LazyModule("experiment_service.retention")
 
 log = logging.getLogger(__name__)
@@ -78,6 +79,11 @@ def make_partitions(engine: Engine, now: datetime, _: Settings) -> None:
         ensure_partitions(connection, now=now)
 
 
+def judge_shadows(engine: Engine, now: datetime, _: Settings) -> None:
+    """Promote or reject each shadow that has answered enough for its rule."""
+    promotion.judge_shadows(engine, now)
+
+
 def retire_events(engine: Engine, now: datetime, settings: Settings) -> None:
     """Archive and drop the months of raw events that are old enough, if any may go."""
     if settings.retention_days is not None:
@@ -103,6 +109,7 @@ def watch_serving(engine: Engine, now: datetime, settings: Settings) -> None:
 
 JOBS = (
     Job(name="reallocate_due", cron="* * * * * */5", run=reallocate_due),
+    Job(name="judge_shadows", cron="* * * * *", run=judge_shadows),
     Job(name="make_partitions", cron="17 3 * * *", run=make_partitions),
     Job(name="retire_events", cron="47 3 * * *", run=retire_events),
     Job(name="watch_serving", cron="*/10 * * * *", run=watch_serving),

@@ -8,6 +8,7 @@ Units and items lie in the order of the first 64 bits of SHA-256 of their id, wh
 finding one a binary search in the map.
 """
 
+import fcntl
 import hashlib
 import io
 import json
@@ -17,7 +18,7 @@ import shutil
 import uuid
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,9 @@ FORMAT_VERSION = 1
 PARTIAL_SUFFIX = ".partial"
 
 _MANIFEST = "manifest.json"
+#: Files of texts, one after the other, and of where each begins.
+_IDS = ("item_ids.bin", "item_offsets.npy")
+_NAMES = ("item_names.bin", "item_name_offsets.npy")
 _BLOCK_ROWS = 65_536
 
 _Rows = NDArray[np.int32]
@@ -52,6 +56,7 @@ def publish_lists(
     item_ids: Sequence[str],
     default: _Rows,
     related: _Rows | None = None,
+    item_names: Sequence[str] | None = None,
 ) -> str:
     """Write the lists of one version into a new folder.
 
@@ -72,6 +77,8 @@ def publish_lists(
         What a unit without a list is shown; padded as `lists`.
     related : int32 array, shape (I, depth), optional
         Items that go with each item.
+    item_names : sequence of str, length I, optional
+        What people call each item, empty where nobody knows; no answer has them.
 
     Returns
     -------
@@ -104,12 +111,22 @@ def publish_lists(
             "units.npy": _write_array(folder / "units.npy", unit_hashes),
             "lists.npy": _write_rows(folder / "lists.npy", lists, unit_order, new_row),
             "items.npy": _write_array(folder / "items.npy", item_hashes),
-            **_write_texts(folder, [item_ids[row] for row in item_order.tolist()]),
+            **_write_texts(
+                folder, _IDS, [item_ids[row] for row in item_order.tolist()]
+            ),
             "default.npy": _write_array(folder / "default.npy", new_row[default]),
         }
         if related is not None:
             files["related.npy"] = _write_rows(
                 folder / "related.npy", related, item_order, new_row
+            )
+        if item_names is not None and any(item_names):
+            if len(item_names) != len(item_ids):
+                raise ValueError(
+                    f"item_names are {len(item_names)}; there are {len(item_ids)} items"
+                )
+            files |= _write_texts(
+                folder, _NAMES, [item_names[row] for row in item_order.tolist()]
             )
         manifest = {
             "format": FORMAT,
@@ -159,6 +176,7 @@ class PublishedLists:
     _item_ids: mmap.mmap
     _item_offsets: _Numbers
     _related: _Numbers | None
+    _names: tuple[mmap.mmap, _Numbers] | None
 
     @classmethod
     def open(cls, directory: Path) -> "PublishedLists":
@@ -178,9 +196,15 @@ class PublishedLists:
             _check_size(directory, file, files)
             return _map_array(directory / file, np.dtype(dtype), shape)
 
-        offsets = array("item_offsets.npy", np.int64, items + 1)
-        _check_size(directory, "item_ids.bin", files)
-        item_ids = _map_texts(directory / "item_ids.bin", offsets)
+        def texts(name: str, offsets: str) -> tuple[mmap.mmap, NDArray[np.int64]]:
+            starts = array(offsets, np.int64, items + 1)
+            _check_size(directory, name, files)
+            return _map_texts(directory / name, starts), starts
+
+        item_ids, offsets = texts(*_IDS)
+        if np.any(np.diff(offsets) < 1):
+            raise _damaged(directory / _IDS[1], "holds an empty item id")
+        names = texts(*_NAMES) if _NAMES[0] in files else None
         default = array("default.npy", np.int32, depth)
         if not _in_range(default, items):
             raise _damaged(directory / "default.npy", "names an item that is not there")
@@ -203,7 +227,25 @@ class PublishedLists:
             _related=_numbers(array("related.npy", np.int32, items, depth))
             if related
             else None,
+            _names=None if names is None else (names[0], _numbers(names[1])),
         )
+
+    @classmethod
+    def open_verified(cls, directory: Path, sha256: str) -> "PublishedLists":
+        """Map a folder that must have this digest, and read every byte of it.
+
+        Raises
+        ------
+        ValueError
+            As `open` and `verify`, or when the folder is of another digest.
+        """
+        lists = cls.open(directory)
+        if lists.sha256 != sha256:
+            raise ValueError(
+                f"{directory} has digest {lists.sha256}, the registry says {sha256}"
+            )
+        lists.verify()
+        return lists
 
     def for_unit(self, unit_id: str, limit: int | None = None) -> list[str] | None:
         """Return a unit's items, best first; None when it has no list.
@@ -223,6 +265,14 @@ class PublishedLists:
         if self._related is None:
             return None
         return self._list(self._related, _find(self._item_hashes, item_id), limit)
+
+    def name_of(self, item_id: str) -> str:
+        """Return what people call an item; empty when it is not known."""
+        row = _find(self._item_hashes, item_id)
+        if row is None or self._names is None:
+            return ""
+        (name,) = _texts([row], *self._names)
+        return name
 
     def _list(
         self, lists: _Numbers, row: int | None, limit: int | None
@@ -251,6 +301,18 @@ class PublishedLists:
                 raise _damaged(path, f"can't be read ({error.strerror})") from error
             if digest != facts["sha256"]:
                 raise _damaged(path, f"has SHA-256 {digest}, not {facts['sha256']}")
+
+
+def is_open(directory: Path) -> bool:
+    """Whether a process of this machine has a folder of lists mapped."""
+    try:
+        with (directory / _IDS[0]).open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _checked_rows(what: str, rows: _Rows, shape: tuple[int, ...], items: int) -> _Rows:
@@ -383,12 +445,15 @@ def _write_rows(
     return _write(path, _npy(rows.dtype, rows.shape, blocks))
 
 
-def _write_texts(folder: Path, texts: Sequence[str]) -> dict[str, dict[str, Any]]:
-    encoded = [each.encode() for each in texts]
+def _write_texts(
+    folder: Path, files: tuple[str, str], texts: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    # A lone surrogate can't be an id; in a name it is not worth a refusal.
+    encoded = [each.encode(errors="replace") for each in texts]
     offsets = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
     return {
-        "item_ids.bin": _write(folder / "item_ids.bin", encoded),
-        "item_offsets.npy": _write_array(folder / "item_offsets.npy", offsets),
+        files[0]: _write(folder / files[0], encoded),
+        files[1]: _write_array(folder / files[1], offsets),
     }
 
 
@@ -477,7 +542,10 @@ def _map_array(
 
 def _map_texts(path: Path, offsets: NDArray[np.int64]) -> mmap.mmap:
     with path.open("rb") as file:
+        # The map holds the file open, and with it the lock that `is_open` looks for.
+        with suppress(OSError):  # on a file system without locks
+            fcntl.flock(file, fcntl.LOCK_SH)
         texts = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    if offsets[0] != 0 or offsets[-1] != len(texts) or np.any(np.diff(offsets) < 1):
-        raise _damaged(path, "does not fit the offsets in item_offsets.npy")
+    if offsets[0] != 0 or offsets[-1] != len(texts) or np.any(np.diff(offsets) < 0):
+        raise _damaged(path, "does not fit its offsets")
     return texts

@@ -2,8 +2,11 @@
 
 import streamlit as st
 
-from dashboard import formats, model_tables, parts, reports
-from experiment_service.reporting import ModelReport, VersionReport
+from dashboard import decisions, formats, model_tables, parts, reports
+from experiment_service.reporting import ModelReport, ShadowReport, VersionReport
+
+#: Items of a list that the page shows.
+_EXAMPLES = 10
 
 _MODEL, _VERSION = "model", "version"
 
@@ -28,7 +31,7 @@ def _live() -> None:
                 "this name.",
                 icon=":material/report:",
             )
-        st.html(model_tables.models_table(models))
+        st.html(model_tables.models_table(models, reports.now()))
         _model(_chosen(models))
 
 
@@ -67,21 +70,79 @@ def _model(model: ModelReport) -> None:
         args=(field,),
         width=380,
     )
-    _version(model.versions[numbers.index(number)])
+    version = model.versions[numbers.index(number)]
+    _version(version)
+    decisions.form(model.name, version)
+    _examples(model, version)
 
 
 def _follow_version(field: str) -> None:
     st.query_params[_VERSION] = str(st.session_state[field])
 
 
+def _examples(model: ModelReport, version: VersionReport) -> None:
+    """Put the lists of this version beside those of another one."""
+    others = [each.version for each in model.versions if each is not version]
+    if not others:
+        return
+    st.subheader("Lists side by side", anchor=False)
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        other = st.selectbox(
+            "Beside version",
+            others,
+            index=others.index(model.live) if model.live in others else 0,
+            key=f"other than {model.name} {version.version}",
+            width=160,
+        )
+        unit_id = st.text_input("Unit", key="example unit", width=240)
+        item_id = st.text_input("Product", key="example product", width=240)
+    examples = reports.examples(
+        model.name,
+        (version.version, other),
+        unit_id=unit_id.strip(),
+        item_id=item_id.strip(),
+        k=_EXAMPLES,
+    )
+    for each in examples:
+        if each.problem is not None:
+            st.warning(
+                f"The lists of version {each.version} can't be shown: "
+                f"{parts.escape_markdown(each.problem)}.",
+                icon=":material/folder_off:",
+            )
+    if any(each.items for each in examples):
+        st.html(model_tables.examples_table(model.name, examples))
+    elif not any(each.problem for each in examples):
+        st.caption("Neither version has a list for that.")
+
+
+def _shadow(shadow: ShadowReport) -> None:
+    share = "" if shadow.share is None else f": {formats.share(shadow.share)} of units"
+    st.subheader(f"Shadow{share}", anchor=False)
+    left, right = st.columns(2, gap="large")
+    with left:
+        st.html(model_tables.shadow_table(shadow))
+    with right:
+        clicks = shadow.comparison.clicks
+        if clicks is None:
+            st.caption(
+                "Clicks are counted on exposures of running experiments; none of the "
+                "answers was one."
+            )
+            return
+        st.html(model_tables.clicks_table(clicks))
+        st.caption(f"**The gain itself is withheld.** {clicks.gain.reason}")
+
+
 def _version(version: VersionReport) -> None:
-    failed = [check.name for check in version.checks if not check.passed]
-    if failed:
+    if version.status == "rejected":
         st.warning(
-            f"**It did not pass its gate, so it never serves:** "
-            f"{parts.escape_markdown(version.reason or ', '.join(failed))}",
+            f"**It was rejected, so it never serves:** "
+            f"{parts.escape_markdown(version.reason or 'no reason was given')}",
             icon=":material/block:",
         )
+    if version.shadow is not None:
+        _shadow(version.shadow)
     left, right = st.columns(2, gap="large")
     with left:
         st.html(model_tables.checklist_table(version.checks))
@@ -97,6 +158,7 @@ def _version(version: VersionReport) -> None:
         parts.facts_row(
             {
                 "Program": version.code_version,
+                "Configuration": version.configuration_digest[:12],
                 "Data": version.data_digest[:12],
                 "Lists": version.sha256[:12] or formats.NOTHING,
             }

@@ -28,7 +28,14 @@ from starlette.responses import Response
 from starlette.routing import Match, Route
 from starlette.types import Message, Receive, Scope, Send
 
-from experiment_service.api import browser, management, monitoring, ofrep, routes
+from experiment_service.api import (
+    browser,
+    management,
+    models,
+    monitoring,
+    ofrep,
+    routes,
+)
 from experiment_service.api.access import (
     Access,
     Caller,
@@ -105,6 +112,7 @@ _ROUTERS = (
     routes.hot_router,
     routes.read_router,
     routes.change_router,
+    models.router,
     management.router,
     routes.health_router,
     monitoring.router,

@@ -129,6 +129,7 @@ class Desk:
         self.tally = Tally()
         self._keeper = services.keeper
         self._sticky = services.sticky
+        self._shadows = services.shadows
         self._unit = services.pseudonyms.of
         self._outbox = Outbox(services.journal, loop)
 
@@ -188,6 +189,17 @@ class Desk:
             ),
         }
         self._count(answer, logged=exposure is not None and request.log_exposure)
+        if snapshot.shadows:
+            self._shadows.note(
+                snapshot,
+                decision.recommender or "",
+                unit_id,
+                carousel,
+                k=request.k,
+                item_id=request.item_id,
+                exclude=request.exclude_item_ids,
+                answer_id=None if exposure is None else exposure.id,
+            )
         return answer
 
     async def assign(self, body: AssignmentRequest | AssignmentBatch) -> Document:

@@ -296,6 +296,15 @@ class ModelDocument(Answer):
     decided_by: str | None
     decided_at: datetime | None
     reason: str | None
+    shadow_share: float | None = Field(
+        description="Share of units whose requests a shadow gets; null otherwise."
+    )
+    shadow_rule: dict[str, Any] | None = Field(
+        description="What decides on the shadow; null when people do."
+    )
+    shadow_result: dict[str, Any] | None = Field(
+        description="Sums over its answers when it was decided on."
+    )
 
 
 class ModelsDocument(Answer):
@@ -323,12 +332,23 @@ class LatencyDocument(Answer):
     bucket_counts: list[int]
 
 
+class DataDocument(Answer):
+    """What a model that serves was trained on."""
+
+    data_to: datetime | None = Field(description="Its last interaction.")
+    data_digest: str = Field(description="SHA-256 of the training data.")
+
+
 class SnapshotStatus(Answer):
     """What this process answers from."""
 
     loaded_at: datetime
     age_seconds: float
     models: dict[str, str]
+    trained_on: dict[str, DataDocument]
+    shadows: dict[str, str | None] = Field(
+        description="Versions computed beside the live ones; why one can't be."
+    )
     problems: list[str]
 
 

@@ -58,6 +58,10 @@ _COUNTERS = {
         ("experiment", "variant", "logged"),
     ),
     "events_accepted": ("Events on disk, by kind.", ("kind",)),
+    "shadow_answers": (
+        "Answers of shadows; outcome: made, failed, dropped or lost.",
+        ("model", "outcome"),
+    ),
     "events_refused": ("Events refused, by the offending field.", ("event", "field")),
 }
 _HISTOGRAMS: dict[str, tuple[str, tuple[str, ...], tuple[float, ...]]] = {
@@ -243,6 +247,8 @@ class Monitor:
             counts.count("events_accepted", (kind,), value)
         for labels, value in tally.refusals.copy().items():
             counts.count("events_refused", labels, value)
+        for labels, value in self._services.shadows.counts.copy().items():
+            counts.count("shadow_answers", labels, value)
         for name, latency in self._latency.copy().items():
             seconds = [*latency.counts, latency.total_ms / 1000]
             counts.observe("response_seconds", name.split(" ", 1), seconds)
@@ -289,7 +295,9 @@ class Monitor:
                 gauge.add_metric((), fold(state.get(name, 0.0) for state in states))
             yield gauge
         yield from _writer(self._services.writer.status())
-        yield from _epochs(self._services.keeper.snapshot, self._clock())
+        snapshot, now = self._services.keeper.snapshot, self._clock()
+        yield from _epochs(snapshot, now)
+        yield _data_ages(snapshot, now)
 
 
 def _buckets(histogram: Histogram) -> list[float]:
@@ -374,6 +382,18 @@ def _epochs(snapshot: Snapshot, now: datetime) -> Iterator[Metric]:
         for variant, share in served.current.weights.items():
             weight.add_metric((key, variant), share)
     yield from (number, age, weight)
+
+
+def _data_ages(snapshot: Snapshot, now: datetime) -> Metric:
+    age = GaugeMetricFamily(
+        PREFIX + "model_data_age_seconds",
+        "Age of the last interaction that a live model was trained on.",
+        labels=("model",),
+    )
+    for name, live in snapshot.configuration.models.items():
+        if live.data_to is not None:
+            age.add_metric((name,), (now - live.data_to).total_seconds())
+    return age
 
 
 class _Scrape(Collector):

@@ -23,7 +23,6 @@ from experiment_service.api.documents import (
     ExperimentsDocument,
     ExplanationDocument,
     Health,
-    ModelsDocument,
     OverridesRequest,
     PlacementDocument,
     PlacementRequest,
@@ -58,7 +57,6 @@ from experiment_service.domain.declaration import parse_declaration, parse_outco
 from experiment_service.errors import InvalidRequest
 from experiment_service.lazy import LazyModule
 from experiment_service.storage import experiments as storage
-from experiment_service.storage import models
 from experiment_service.storage.database import transaction
 
 if TYPE_CHECKING:
@@ -364,14 +362,6 @@ def set_placement(
     return answer(asdict(placement))
 
 
-@read_router.get("/v1/models", response_model=ModelsDocument)
-def list_models(services: Serving) -> Response:
-    """List model versions by name, the newest first."""
-    with transaction(services.engine) as connection:
-        versions = models.list_versions(connection)
-    return answer({"models": [asdict(version) for version in versions]})
-
-
 @health_router.get("/health/live", response_model=Health)
 async def live() -> Response:
     """Say that the process runs."""
@@ -407,6 +397,15 @@ def status(request: Request, services: Serving) -> Response:
                 "models": {
                     name: f"{lists.name}/{lists.version}"
                     for name, lists in snapshot.lists.items()
+                },
+                "trained_on": {
+                    name: {"data_to": live.data_to, "data_digest": live.data_digest}
+                    for name, live in snapshot.configuration.models.items()
+                },
+                "shadows": {
+                    shadow.label: shadow.problem
+                    for each in snapshot.shadows.values()
+                    for shadow in each
                 },
                 "problems": problems,
             },

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 
 from sqlalchemy import Engine
 
@@ -14,6 +15,7 @@ from experiment_service.domain.pseudonym import Pseudonyms
 from experiment_service.errors import Unavailable
 from experiment_service.journal import Journal
 from experiment_service.serving.keeper import SnapshotKeeper
+from experiment_service.serving.shadow import ShadowRunner
 from experiment_service.serving.sticky import StickyStore
 from experiment_service.storage.database import (
     check_migrated,
@@ -42,7 +44,9 @@ class Services:
     writer: WriterReport
     keeper: SnapshotKeeper
     sticky: StickyStore
+    shadows: ShadowRunner
     pseudonyms: Pseudonyms
+    data_dir: Path
 
 
 @contextmanager
@@ -79,13 +83,18 @@ def open_services(settings: Settings) -> Iterator[Services]:
             data_dir / JOURNALS, max_bytes=settings.journal_max_bytes, shared=True
         )
         stack.callback(journal.close)
+        shadows = ShadowRunner(engine, clock=clock)
+        shadows.start()
+        stack.callback(shadows.stop)
         yield Services(
             engine=engine,
             journal=journal,
             writer=WriterReport(data_dir / JOURNALS),
             keeper=keeper,
             sticky=sticky,
+            shadows=shadows,
             pseudonyms=Pseudonyms(settings.unit_key),
+            data_dir=data_dir,
         )
 
 

@@ -40,9 +40,9 @@ COMMANDS: Mapping[str, Mapping[str, str]] = {
         "reallocate": "look at a bandit now instead of on schedule",
         "set-placement": "what shows outside experiments",
     },
-    "models:add_models": {
-        "train": "train, check and publish recommenders",
-        "models": "list model versions",
+    "models:add_models": {"train": "train, check and publish recommenders"},
+    "versions:add_versions": {
+        "models": "list, shadow, promote and reject versions",
         "rollback": "serve a former version again",
     },
     "searches:add_search": {"search": "search for better parameters"},

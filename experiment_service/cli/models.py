@@ -1,4 +1,4 @@
-"""Commands about models: train, list, roll back."""
+"""The command `train`."""
 
 import argparse
 import sys
@@ -16,18 +16,16 @@ from experiment_service.cli.common import (
     instant,
     json_object,
     open_engine,
-    print_table,
 )
 from experiment_service.config import Settings
 from experiment_service.domain.pseudonym import Pseudonyms
 from experiment_service.errors import InvalidRequest, InvalidState
-from experiment_service.storage.database import transaction
-from experiment_service.storage.models import ModelStatus, list_versions
+from experiment_service.storage.models import ModelStatus
 from recommenders import RECOMMENDERS
 
 
 def add_models(commands: Any) -> None:  # noqa: ANN401 - argparse names no type
-    """Add the commands about models."""
+    """Add the command."""
     train = commands.add_parser("train", help="train, check and publish recommenders")
     train.add_argument("recommender", nargs="+", help="; ".join(RECOMMENDERS))
     source = train.add_mutually_exclusive_group(required=True)
@@ -47,14 +45,10 @@ def add_models(commands: Any) -> None:  # noqa: ANN401 - argparse names no type
         "--exclude-seen", action="store_true", help="leave out what a unit had before"
     )
     train.add_argument("--seed", type=int, default=0)
+    train.add_argument(
+        "--keep", type=int, default=5, help="former versions whose lists stay on disk"
+    )
     train.set_defaults(command=_train)
-    models = commands.add_parser("models", help="list model versions")
-    models.set_defaults(command=_models)
-    rollback = commands.add_parser("rollback", help="serve a former version again")
-    rollback.add_argument("name")
-    rollback.add_argument("--version", type=int, help="the one before when left out")
-    rollback.add_argument("--reason", default="rolled back by hand")
-    rollback.set_defaults(command=_rollback)
 
 
 def _train(settings: Settings, parsed: argparse.Namespace) -> None:
@@ -87,6 +81,7 @@ def _train(settings: Settings, parsed: argparse.Namespace) -> None:
                 depth=parsed.depth,
                 exclude_seen=parsed.exclude_seen,
                 seed=parsed.seed,
+                keep=parsed.keep,
                 now=clock(),
                 code_version=metadata.version("experiment-service"),
                 actor=actor(),
@@ -117,37 +112,3 @@ def _steps(path: Path) -> list[dict[str, object]]:
     if not isinstance(steps, list):
         raise InvalidRequest(f"--reranking {path} must hold a list of steps")
     return steps
-
-
-def _models(settings: Settings, _: argparse.Namespace) -> None:
-    with open_engine(settings) as engine, transaction(engine) as connection:
-        versions = list_versions(connection)
-    if not versions:
-        print("no models yet; run `experiment-service train`")
-        return
-    rows = [
-        (
-            version.label,
-            version.status,
-            version.recommender,
-            f"{version.data_to:%Y-%m-%d}",
-            f"{version.created_at:%Y-%m-%d %H:%M}",
-            version.reason or "",
-        )
-        for version in versions
-    ]
-    print_table(("MODEL", "STATUS", "RECOMMENDER", "DATA TO", "TRAINED", "WHY"), rows)
-
-
-def _rollback(settings: Settings, parsed: argparse.Namespace) -> None:
-    with open_engine(settings) as engine, transaction(engine) as connection:
-        version = training.roll_back(
-            connection,
-            data_dir=settings.data_dir,
-            name=parsed.name,
-            version=parsed.version,
-            actor=actor(),
-            reason=parsed.reason,
-            now=clock(),
-        )
-    print(f"{version.label}: {version.status}")

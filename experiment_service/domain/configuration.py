@@ -5,7 +5,7 @@ start, without the database.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -39,17 +39,38 @@ class Placement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LiveModel:
-    """The version of a model that serves; `artifact` is its folder."""
+    """The version of a model that serves.
+
+    Attributes
+    ----------
+    artifact, sha256 : str
+        Folder of its lists, and the digest of their manifest.
+    data_to : datetime or None
+        Last interaction of its training data; None in a copy that did not have it yet.
+    data_digest : str
+        SHA-256 of the training data.
+    """
 
     name: str
     version: int
     artifact: str
     sha256: str
+    data_to: datetime | None = None
+    data_digest: str = ""
 
     @property
     def label(self) -> str:
         """Name and version, as exposures record them: ``als/3``."""
         return f"{self.name}/{self.version}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShadowModel:
+    """A version that is computed beside the live one for a share of units."""
+
+    version_id: int
+    model: LiveModel
+    share: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +102,8 @@ class Configuration:
         Digests, hexadecimal, of units that were erased lately; see `storage.erasure`.
     oldest_id : UUID or None
         Events with a smaller id belong to months that were retired; None takes all.
+    shadows : tuple of ShadowModel
+        Versions that are computed beside the live ones, by name and version.
     """
 
     placements: Mapping[str, Placement]
@@ -91,6 +114,7 @@ class Configuration:
     keys: Mapping[str, ApiKey] = field(default_factory=dict)
     erased: frozenset[str] = frozenset()
     oldest_id: UUID | None = None
+    shadows: tuple[ShadowModel, ...] = ()
 
     def placement(self, key: str) -> Placement:
         """Return a placement.
@@ -235,20 +259,24 @@ def configuration_document(configuration: Configuration) -> dict[str, Any]:
             for each in configuration.running.values()
         ],
         "states": dict(configuration.states),
-        "models": [
-            {
-                "name": m.name,
-                "version": m.version,
-                "artifact": m.artifact,
-                "sha256": m.sha256,
-            }
-            for m in configuration.models.values()
-        ],
+        "models": [_model_document(each) for each in configuration.models.values()],
         "loaded_at": _instant(configuration.loaded_at),
         "keys": [key_record(key) for key in configuration.keys.values()],
         "erased": sorted(configuration.erased),
         "oldest_id": configuration.oldest_id and str(configuration.oldest_id),
+        "shadows": [
+            {**asdict(shadow), "model": _model_document(shadow.model)}
+            for shadow in configuration.shadows
+        ],
     }
+
+
+def _model_document(model: LiveModel) -> dict[str, Any]:
+    return {**asdict(model), "data_to": _instant(model.data_to)}
+
+
+def _parse_model(document: Mapping[str, Any]) -> LiveModel:
+    return LiveModel(**{**document, "data_to": _parse_instant(document.get("data_to"))})
 
 
 def parse_configuration(document: Mapping[str, Any]) -> Configuration:
@@ -264,10 +292,14 @@ def parse_configuration(document: Mapping[str, Any]) -> Configuration:
         placements={p["key"]: Placement(**p) for p in document["placements"]},
         running=running,
         states=document["states"],
-        models={m["name"]: LiveModel(**m) for m in document["models"]},
+        models={m["name"]: _parse_model(m) for m in document["models"]},
         loaded_at=datetime.fromisoformat(document["loaded_at"]),
         # A copy on disk may be of a version that had none of these.
         keys={k["id"]: parse_key_record(k) for k in document.get("keys", ())},
         erased=frozenset(document.get("erased", ())),
         oldest_id=UUID(oldest) if (oldest := document.get("oldest_id")) else None,
+        shadows=tuple(
+            ShadowModel(**{**s, "model": _parse_model(s["model"])})
+            for s in document.get("shadows", ())
+        ),
     )

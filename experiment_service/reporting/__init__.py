@@ -11,12 +11,14 @@ from experiment_service.reporting.build import (
     operations,
     overview,
 )
+from experiment_service.reporting.examples import ExampleItem, ExampleList
 from experiment_service.reporting.journey import Journey, Place, Reach, Step
 from experiment_service.reporting.models import (
     Figure,
     GateCheck,
     Judgement,
     ModelReport,
+    ShadowReport,
     Use,
     VersionReport,
 )
@@ -68,6 +70,8 @@ __all__ = [
     "Days",
     "EffectsDiffer",
     "EpochReport",
+    "ExampleItem",
+    "ExampleList",
     "Facts",
     "Figure",
     "GateCheck",
@@ -93,6 +97,7 @@ __all__ = [
     "SegmentsReport",
     "Series",
     "SeriesPoint",
+    "ShadowReport",
     "Step",
     "Summary",
     "Use",

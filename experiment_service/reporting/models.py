@@ -7,10 +7,19 @@ from typing import Any
 
 from sqlalchemy import Connection
 
+from experiment_service.analysis.shadow import (
+    RuleCheck,
+    ShadowComparison,
+    ShadowSums,
+    compare,
+    judge,
+)
 from experiment_service.domain.experiment import ExperimentState
+from experiment_service.domain.shadow import ShadowRule
 from experiment_service.storage import experiments as storage
 from experiment_service.storage import models
 from experiment_service.storage.models import ModelStatus, ModelVersion
+from experiment_service.storage.shadow_sums import sum_answers
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,13 +67,42 @@ class Judgement:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ShadowReport:
+    """A version as a shadow, now or before it was decided on.
+
+    Attributes
+    ----------
+    share : float or None
+        Of units; None once it was decided on.
+    rule : ShadowRule or None
+        None when people decide.
+    checks : tuple of RuleCheck
+        The rule held against the answers; empty while it waits for more of them.
+    """
+
+    share: float | None
+    rule: ShadowRule | None
+    comparison: ShadowComparison
+    checks: tuple[RuleCheck, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class VersionReport:
-    """One version of a model; fields as of `ModelVersion`."""
+    """One version of a model; fields as of `ModelVersion`.
+
+    Attributes
+    ----------
+    configuration_digest : str
+        Equal for versions of equal recommender and parameters.
+    shadow : ShadowReport or None
+        None when it never was one.
+    """
 
     version: int
     status: ModelStatus
     recommender: str
     parameters: Mapping[str, Any]
+    configuration_digest: str
     judgements: tuple[Judgement, ...]
     checks: tuple[GateCheck, ...]
     data_from: datetime
@@ -76,6 +114,7 @@ class VersionReport:
     decided_by: str | None
     decided_at: datetime | None
     reason: str | None
+    shadow: ShadowReport | None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +164,7 @@ def build_models(connection: Connection) -> tuple[ModelReport, ...]:
             live=next(
                 (v.version for v in versions if v.status is ModelStatus.LIVE), None
             ),
-            versions=tuple(map(_version, versions)),
+            versions=tuple(_version(connection, each) for each in versions),
             placements=tuple(p.key for p in placements if p.recommender == name),
             uses=tuple(
                 Use(experiment=d.key, placement=d.placement, variants=variants)
@@ -141,12 +180,13 @@ def build_models(connection: Connection) -> tuple[ModelReport, ...]:
     )
 
 
-def _version(version: ModelVersion) -> VersionReport:
+def _version(connection: Connection, version: ModelVersion) -> VersionReport:
     return VersionReport(
         version=version.version,
         status=version.status,
         recommender=version.recommender,
         parameters=version.parameters,
+        configuration_digest=version.configuration_digest,
         judgements=_judgements(version.metrics),
         checks=tuple(map(_check, version.checklist)),
         data_from=version.data_from,
@@ -158,6 +198,23 @@ def _version(version: ModelVersion) -> VersionReport:
         decided_by=version.decided_by,
         decided_at=version.decided_at,
         reason=version.reason,
+        shadow=_shadow(connection, version),
+    )
+
+
+def _shadow(connection: Connection, version: ModelVersion) -> ShadowReport | None:
+    if version.status is ModelStatus.SHADOW:
+        sums = sum_answers(connection, version.id)
+    elif version.shadow_result is not None:
+        sums = ShadowSums.parse(version.shadow_result)
+    else:
+        return None
+    rule = version.shadow_rule
+    return ShadowReport(
+        share=version.shadow_share,
+        rule=rule,
+        comparison=compare(sums),
+        checks=() if rule is None else judge(sums, rule),
     )
 
 

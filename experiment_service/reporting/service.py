@@ -10,6 +10,7 @@ from experiment_service.reporting.build import (
     operations,
     overview,
 )
+from experiment_service.reporting.examples import ExampleList, build_examples
 from experiment_service.reporting.journey import Journey, build_journey
 from experiment_service.reporting.models import ModelReport, build_models
 from experiment_service.reporting.monitors import (
@@ -42,7 +43,7 @@ class Reports:
     database_url : str or None
         Of a PostgreSQL with our schema; None opens the embedded one.
     data_dir : Path
-        Where the embedded database is.
+        Where the embedded database and the published lists are.
 
     Raises
     ------
@@ -53,6 +54,7 @@ class Reports:
     """
 
     def __init__(self, database_url: str | None, data_dir: Path) -> None:
+        self._data_dir = data_dir
         with contextlib.ExitStack() as stack:
             self._engine = stack.enter_context(
                 database.reading_engine(database_url, data_dir, name="reports")
@@ -131,6 +133,35 @@ class Reports:
         """
         with database.transaction(self._engine) as connection:
             return build_models(connection)
+
+    def examples(
+        self,
+        name: str,
+        versions: tuple[int, ...],
+        *,
+        unit_id: str | None,
+        item_id: str | None,
+        k: int,
+    ) -> tuple[ExampleList, ...]:
+        """Return lists of versions of a model side by side; see `build_examples`.
+
+        Raises
+        ------
+        NotFound
+            Lists the versions or the models that exist.
+        Unavailable
+            When the database does not answer.
+        """
+        with database.transaction(self._engine) as connection:
+            return build_examples(
+                connection,
+                self._data_dir,
+                name,
+                versions,
+                unit_id=unit_id,
+                item_id=item_id,
+                k=k,
+            )
 
     def segments(self, key: str, *, as_of: datetime) -> SegmentsReport:
         """Return the reward of an experiment by the attributes of its units.

@@ -182,7 +182,7 @@ class SnapshotKeeper:
         with transaction(self._engine) as connection:
             loaded = load_configuration(connection, now=now)
         old = self._snapshot
-        if old is None or _differ(old.configuration, loaded) or old.problems:
+        if old is None or _differ(old.configuration, loaded) or not old.is_whole:
             self._snapshot = build_snapshot(loaded, self._data_dir, old)
         else:
             self._snapshot = replace(old, configuration=loaded)

@@ -16,6 +16,7 @@ from experiment_service.domain.configuration import (
     Configuration,
     LiveModel,
     RunningExperiment,
+    ShadowModel,
     configuration_document,
     parse_configuration,
 )
@@ -56,6 +57,27 @@ class ServedExperiment:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OpenShadow:
+    """A shadow with its lists, or with what is wrong with them.
+
+    Attributes
+    ----------
+    version_id : int
+        Of the registry.
+    label : str
+        Such as ``als/4``.
+    share : float
+        Of units whose requests it gets.
+    """
+
+    version_id: int
+    label: str
+    share: float
+    lists: PublishedLists | None
+    problem: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
     """All that answers come from.
 
@@ -69,6 +91,8 @@ class Snapshot:
         Opened lists by the name of the model.
     problems : mapping of str to str
         What is wrong with a live model, by name; its former lists serve meanwhile.
+    shadows : mapping of str to tuple of OpenShadow
+        Versions that are computed beside the live one, by the name of the model.
     """
 
     configuration: Configuration
@@ -76,6 +100,14 @@ class Snapshot:
     by_placement: Mapping[str, tuple[ServedExperiment, ...]]
     lists: Mapping[str, PublishedLists] = field(default_factory=dict)
     problems: Mapping[str, str] = field(default_factory=dict)
+    shadows: Mapping[str, tuple[OpenShadow, ...]] = field(default_factory=dict)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all lists that the configuration names could be opened."""
+        return not self.problems and not any(
+            shadow.problem for each in self.shadows.values() for shadow in each
+        )
 
 
 def build_snapshot(
@@ -94,13 +126,44 @@ def build_snapshot(
         placement = served.experiment.declaration.placement
         by_placement[placement] = (*by_placement.get(placement, ()), served)
     lists, problems = _open_lists(configuration.models, data_dir, previous)
+    shadows: dict[str, tuple[OpenShadow, ...]] = {}
+    for shadow in configuration.shadows:
+        name = shadow.model.name
+        opened = _open_shadow(shadow, data_dir, previous)
+        shadows[name] = (*shadows.get(name, ()), opened)
     return Snapshot(
         configuration=configuration,
         experiments=experiments,
         by_placement=by_placement,
         lists=lists,
         problems=problems,
+        shadows=shadows,
     )
+
+
+def _open_shadow(
+    shadow: ShadowModel, data_dir: Path, previous: Snapshot | None
+) -> OpenShadow:
+    lists = _open_before(previous).get(shadow.model.sha256)
+    opened = lists or _open(shadow.model, data_dir)
+    return OpenShadow(
+        version_id=shadow.version_id,
+        label=shadow.model.label,
+        share=shadow.share,
+        lists=opened if isinstance(opened, PublishedLists) else None,
+        problem=f"its lists can't be opened: {opened}"
+        if isinstance(opened, str)
+        else None,
+    )
+
+
+def _open_before(previous: Snapshot | None) -> dict[str, PublishedLists]:
+    """Return all lists that are open, by digest."""
+    if previous is None:
+        return {}
+    shadows = (shadow.lists for each in previous.shadows.values() for shadow in each)
+    open_lists = [*previous.lists.values(), *filter(None, shadows)]
+    return {lists.sha256: lists for lists in open_lists}
 
 
 def _served(running: RunningExperiment) -> ServedExperiment:
@@ -119,13 +182,15 @@ def _open_lists(
 ) -> tuple[dict[str, PublishedLists], dict[str, str]]:
     former = previous.lists if previous else {}
     known = previous.problems if previous else {}
+    before = _open_before(previous)
     lists: dict[str, PublishedLists] = {}
     problems: dict[str, str] = {}
     for name, model in models.items():
+        if model.sha256 in before:
+            lists[name] = before[model.sha256]
+            continue
         if name in former:
             lists[name] = former[name]
-            if former[name].sha256 == model.sha256:
-                continue
         opened = _open(model, data_dir)
         if isinstance(opened, PublishedLists):
             lists[name] = opened
@@ -145,16 +210,11 @@ def _open_lists(
 
 def _open(model: LiveModel, data_dir: Path) -> PublishedLists | str:
     """Return the lists of a version, or what is wrong with them."""
-    directory = data_dir / model.artifact
     try:
-        lists = PublishedLists.open(directory)
-        if lists.sha256 != model.sha256:
-            return f"{directory} has digest {lists.sha256}, not {model.sha256}"
-        # Once, here: a damaged row would otherwise fail in the middle of an answer.
-        lists.verify()
+        # Verified once, here: a damaged row would fail in the middle of an answer.
+        return PublishedLists.open_verified(data_dir / model.artifact, model.sha256)
     except (ValueError, OSError) as error:
         return str(error)
-    return lists
 
 
 def write_copy(configuration: Configuration, data_dir: Path) -> None:

@@ -37,6 +37,7 @@ UNIT_TABLES: tuple[Table, ...] = (
     schema.unit_outcome,
     schema.unit_history,
     schema.unit_of_analysis,
+    schema.shadow_answer,
 )
 
 #: How long a tombstone stays: longer than a journal waits for its database.

@@ -4,12 +4,12 @@ Functions take a connection and return domain values; nobody here commits or dec
 """
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, func, insert, select, update
+from sqlalchemy import Connection, Row, Select, func, insert, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.exc import IntegrityError
 
@@ -19,6 +19,7 @@ from experiment_service.domain.configuration import (
     LiveModel,
     Placement,
     RunningExperiment,
+    ShadowModel,
     parse_segments,
     segments_document,
 )
@@ -391,22 +392,56 @@ def load_configuration(connection: Connection, *, now: datetime) -> Configuratio
     states = connection.execute(
         select(schema.experiment.c.key, schema.experiment.c.state)
     )
-    version = schema.model_version
-    live = connection.execute(
-        select(version.c.name, version.c.version, version.c.artifact, version.c.sha256)
-        .where(version.c.status == "live")
-        .order_by(version.c.name)
-    )
+    serving = _serving_versions(connection)
     return Configuration(
         placements=list_placements(connection),
         running=running,
         states={row.key: row.state for row in states},
-        models={row.name: LiveModel(**row._mapping) for row in live},  # noqa: SLF001
+        models={row.name: _live_model(row) for row in serving if row.status == "live"},
+        shadows=tuple(
+            ShadowModel(
+                version_id=row.id, model=_live_model(row), share=row.shadow_share
+            )
+            for row in serving
+            if row.status == "shadow"
+        ),
         loaded_at=now,
         # The days of use change all the time, and no answer depends on them.
         keys={key.id: replace(key, used_on=None) for key in list_keys(connection)},
         erased=list_erased(connection),
         oldest_id=oldest_id(connection),
+    )
+
+
+def _serving_versions(connection: Connection) -> Sequence[Row[Any]]:
+    """Return the versions that are live or shadow, by name and version."""
+    version = schema.model_version
+    question: Select[Any] = (
+        select(
+            version.c.id,
+            version.c.name,
+            version.c.version,
+            version.c.artifact,
+            version.c.sha256,
+            version.c.data_to,
+            version.c.data_digest,
+            version.c.status,
+            version.c.shadow_share,
+        )
+        .where(version.c.status.in_(("live", "shadow")))
+        .order_by(version.c.name, version.c.version)
+    )
+    return connection.execute(question).all()
+
+
+def _live_model(row: Row[Any]) -> LiveModel:
+    return LiveModel(
+        name=row.name,
+        version=row.version,
+        artifact=row.artifact,
+        sha256=row.sha256,
+        data_to=row.data_to,
+        data_digest=row.data_digest,
     )
 
 

@@ -4,18 +4,27 @@ Functions take a connection; nobody here commits. Files are the use case's: a ve
 knows the folder of its artifact by name only.
 """
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Connection, Row, func, insert, select, text, update
+from sqlalchemy import Connection, Row, exists, func, insert, select, text, update
 from sqlalchemy.exc import IntegrityError
 
 from experiment_service.domain.configuration import LiveModel
 from experiment_service.domain.experiment import check_key
-from experiment_service.errors import Conflict, InvalidState, NotFound, known
+from experiment_service.domain.shadow import ShadowRule, check_share
+from experiment_service.errors import (
+    Conflict,
+    InvalidRequest,
+    InvalidState,
+    NotFound,
+    known,
+)
 from experiment_service.storage import schema
 from experiment_service.storage.database import (
     lock_for_transaction,
@@ -42,7 +51,9 @@ _NEXT: Mapping[ModelStatus, frozenset[ModelStatus]] = {
         {ModelStatus.REJECTED, ModelStatus.SHADOW, ModelStatus.LIVE}
     ),
     ModelStatus.REJECTED: frozenset(),
-    ModelStatus.SHADOW: frozenset({ModelStatus.LIVE, ModelStatus.REJECTED}),
+    ModelStatus.SHADOW: frozenset(
+        {ModelStatus.SHADOW, ModelStatus.LIVE, ModelStatus.REJECTED}
+    ),
     ModelStatus.LIVE: frozenset({ModelStatus.RETIRED}),
     ModelStatus.RETIRED: frozenset({ModelStatus.LIVE}),
 }
@@ -73,6 +84,12 @@ class ModelVersion:
         empty for a version that was rejected before it was published.
     decided_by, decided_at, reason : str, datetime, str or None
         Who gave it its status, when and why; None for a candidate.
+    shadow_share : float or None
+        Share of units whose requests a shadow gets; None for every other status.
+    shadow_rule : ShadowRule or None
+        What decides on a shadow; None when people do. Stays when it has decided.
+    shadow_result : mapping or None
+        How it compared when it was decided on, as `ShadowSums` writes it.
     """
 
     id: int
@@ -93,15 +110,31 @@ class ModelVersion:
     decided_by: str | None = None
     decided_at: datetime | None = None
     reason: str | None = None
+    shadow_share: float | None = None
+    shadow_rule: ShadowRule | None = None
+    shadow_result: Mapping[str, Any] | None = None
 
     @property
     def label(self) -> str:
         """Name and version, as exposures record them: ``als/3``."""
         return f"{self.name}/{self.version}"
 
+    @property
+    def configuration_digest(self) -> str:
+        """SHA-256 of recommender and parameters, hexadecimal."""
+        content = json.dumps([self.recommender, self.parameters], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()
+
 
 def _model_version(row: Row[Any]) -> ModelVersion:
-    return ModelVersion(**{**row._asdict(), "status": ModelStatus(row.status)})
+    rule = row.shadow_rule
+    return ModelVersion(
+        **{
+            **row._asdict(),
+            "status": ModelStatus(row.status),
+            "shadow_rule": None if rule is None else ShadowRule.parse(rule),
+        }
+    )
 
 
 def lock_model(connection: Connection, name: str) -> None:
@@ -180,14 +213,27 @@ def decide(
     decided_by: str,
     reason: str,
     now: datetime,
+    share: float | None = None,
+    rule: ShadowRule | None = None,
 ) -> ModelVersion:
     """Give a version its next status, with an audit row.
 
-    A candidate may be rejected, shadow or live; a shadow live or rejected; a live one
-    retired; a retired one live again. What becomes live retires its predecessor.
+    A candidate may be rejected, shadow or live; a shadow live, rejected, or shadow with
+    another share; a live one retired; a retired one live again. What becomes live
+    retires its predecessor.
+
+    Parameters
+    ----------
+    share : float, optional
+        Share of units whose requests a shadow gets, above 0 and at most 1; given for a
+        shadow only.
+    rule : ShadowRule, optional
+        What decides on the shadow; people do when left out.
 
     Raises
     ------
+    InvalidRequest
+        When the share of a shadow is missing or out of range.
     NotFound
         When there is no such version.
     InvalidState
@@ -201,13 +247,16 @@ def decide(
             f"model version {version.label} is {version.status} and can't become "
             f"{status}; from there it can become {known(_NEXT[version.status])}"
         )
+    shadow = _shadow_values(version, status, share, rule)
     former = _live(connection, version.name)
     if status is ModelStatus.LIVE and former is not None:
         replaced = f"replaced by {version.label}"
         _set_status(
             connection, former, ModelStatus.RETIRED, decided_by, replaced, now=now
         )
-    decided = _set_status(connection, version, status, decided_by, reason, now=now)
+    decided = _set_status(
+        connection, version, status, decided_by, reason, now=now, **shadow
+    )
     live = _live(connection, version.name)
     record_audit(
         connection,
@@ -218,9 +267,29 @@ def decide(
         after=_summary(decided, live),
         reason=reason,
     )
-    if live != former:
+    if live != former or ModelStatus.SHADOW in (version.status, status):
         notify_change(connection)
     return decided
+
+
+def _shadow_values(
+    version: ModelVersion,
+    status: ModelStatus,
+    share: float | None,
+    rule: ShadowRule | None,
+) -> dict[str, Any]:
+    """Return what a decision stores about the shadow; what it was decided by stays."""
+    if status is ModelStatus.SHADOW:
+        return {
+            "shadow_share": check_share(share),
+            "shadow_rule": None if rule is None else rule.document(),
+        }
+    if share is not None or rule is not None:
+        raise InvalidRequest(
+            f"share and rule are for a shadow; {version.label} is to become {status}",
+            field="share",
+        )
+    return {"shadow_share": None}
 
 
 def set_live(
@@ -239,6 +308,17 @@ def set_live(
         decided_by=decided_by,
         reason=reason,
         now=now,
+    )
+
+
+def keep_shadow_result(
+    connection: Connection, version_id: int, result: Mapping[str, Any]
+) -> None:
+    """Store how a shadow compared; its answers may then be removed."""
+    connection.execute(
+        update(schema.model_version)
+        .where(schema.model_version.c.id == version_id)
+        .values(shadow_result=dict(result))
     )
 
 
@@ -272,12 +352,19 @@ def _set_status(
     reason: str,
     *,
     now: datetime,
+    **shadow: object,
 ) -> ModelVersion:
     try:
         row = connection.execute(
             update(schema.model_version)
             .where(schema.model_version.c.id == version.id)
-            .values(status=status, decided_by=decided_by, decided_at=now, reason=reason)
+            .values(
+                status=status,
+                decided_by=decided_by,
+                decided_at=now,
+                reason=reason,
+                **shadow,
+            )
             .returning(schema.model_version)
         ).one()
     except IntegrityError as error:
@@ -291,11 +378,16 @@ def _set_status(
 
 
 def _summary(version: ModelVersion, live: ModelVersion | None) -> dict[str, Any]:
-    return {
+    summary = {
         "version": version.version,
         "status": version.status,
         "live": None if live is None else live.version,
     }
+    if version.status is ModelStatus.SHADOW:
+        rule = version.shadow_rule
+        summary["share"] = version.shadow_share
+        summary["rule"] = None if rule is None else rule.document()
+    return summary
 
 
 def get_version(connection: Connection, name: str, version: int) -> ModelVersion:
@@ -339,23 +431,60 @@ def list_versions(
     return versions
 
 
-def list_artifacts(connection: Connection, name: str) -> set[str]:
-    """Return the folders of a model's versions that serve, served or may serve."""
+def list_artifacts(connection: Connection, name: str, *, former: int) -> set[str]:
+    """Return the folders of a model's versions that serve, may serve, or did lately.
+
+    Parameters
+    ----------
+    former : int
+        How many of the retired versions, those that served last. The one that a roll
+        back leads to is among them, if there is one, whatever the number.
+    """
+    versions = list_versions(connection, name) if _exists(connection, name) else []
+    rejected_or_retired = (ModelStatus.REJECTED, ModelStatus.RETIRED)
+    kept = {v.artifact for v in versions if v.status not in rejected_or_retired}
+    retired = [v for v in versions if v.status is ModelStatus.RETIRED]
+    retired.sort(key=lambda v: (v.decided_at or v.created_at, v.version), reverse=True)
+    kept |= {v.artifact for v in retired[:former]}
+    target = rollback_target(versions)
+    return kept if target is None else kept | {target.artifact}
+
+
+def _exists(connection: Connection, name: str) -> bool:
     version = schema.model_version.c
-    return set(
-        connection.scalars(
-            select(version.artifact).where(
-                version.name == name, version.status != ModelStatus.REJECTED
-            )
-        )
-    )
+    return bool(connection.scalar(select(exists().where(version.name == name))))
+
+
+def rollback_target(versions: Sequence[ModelVersion]) -> ModelVersion | None:
+    """Return the version that a roll back without a number leads to, if there is one.
+
+    That is the newest retired one, of those before the live one if one is.
+
+    Parameters
+    ----------
+    versions : sequence of ModelVersion
+        All of one model, the newest first.
+    """
+    live = [each for each in versions if each.status is ModelStatus.LIVE]
+    for each in versions:
+        is_before = not live or each.version < live[0].version
+        if is_before and each.status is ModelStatus.RETIRED:
+            return each
+    return None
 
 
 def live_models(connection: Connection) -> dict[str, LiveModel]:
     """Return what serves, by name."""
     version = schema.model_version.c
     rows = connection.execute(
-        select(version.name, version.version, version.artifact, version.sha256)
+        select(
+            version.name,
+            version.version,
+            version.artifact,
+            version.sha256,
+            version.data_to,
+            version.data_digest,
+        )
         .where(version.status == ModelStatus.LIVE)
         .order_by(version.name)
     )

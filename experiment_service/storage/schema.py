@@ -333,10 +333,20 @@ model_version = Table(
     Column("decided_by", Text),
     _instant("decided_at", nullable=True),
     Column("reason", Text),
+    # Of units whose requests a shadow gets, what decides on it unasked, and how it
+    # compared when it was decided.
+    Column("shadow_share", Double),
+    Column("shadow_rule", JSONB),
+    Column("shadow_result", JSONB),
     UniqueConstraint("name", "version"),
     CheckConstraint(
         "status IN ('candidate', 'rejected', 'shadow', 'live', 'retired')",
         name="status",
+    ),
+    CheckConstraint(
+        "(status = 'shadow') = (shadow_share IS NOT NULL)"
+        " AND shadow_share > 0 AND shadow_share <= 1",
+        name="shadow_share",
     ),
     # At most one live version of a model.
     Index(
@@ -345,6 +355,29 @@ model_version = Table(
         unique=True,
         postgresql_where=text("status = 'live'"),
     ),
+)
+
+#: What a shadow would have shown, beside what was; `id` is that of the answer, which an
+#: exposure has too. Removed once the version is decided on.
+shadow_answer = Table(
+    "shadow_answer",
+    metadata,
+    Column("version_id", Integer, ForeignKey("model_version.id"), nullable=False),
+    Column("id", Uuid, nullable=False),
+    Column("unit_id", Text, nullable=False),
+    # How many items each had, how many both, and at which places the same one.
+    Column("shown", SmallInteger, nullable=False),
+    Column("made", SmallInteger, nullable=False),
+    Column("common", SmallInteger, nullable=False),
+    Column("same_places", ARRAY(SmallInteger), nullable=False),
+    Column("shown_fallback", Boolean, nullable=False),
+    Column("fallback", Boolean, nullable=False),
+    Column("seconds", Double, nullable=False),
+    Column("error", Text),
+    _instant("answered_at"),
+    PrimaryKeyConstraint("version_id", "id"),
+    # Erasure of a unit.
+    Index(None, "unit_id"),
 )
 
 #: Every change: who did what to what, before and after.

@@ -10,7 +10,6 @@ from experiment_service.training.data import (
     load_interactions,
     pseudonymised,
 )
-from experiment_service.training.publishing import roll_back
 from experiment_service.training.run import train
 from experiment_service.training.search import search_parameters
 
@@ -18,7 +17,6 @@ __all__ = [
     "load_catalogue",
     "load_interactions",
     "pseudonymised",
-    "roll_back",
     "search_parameters",
     "train",
 ]

@@ -1,4 +1,4 @@
-"""From lists to a version that serves or was rejected, and back to a former one.
+"""From lists to a version that serves or was rejected.
 
 One transaction numbers, publishes and decides. A process that dies before its end leaves
 a folder that the database does not know; the next training of that name removes it.
@@ -16,18 +16,26 @@ from typing import Any
 import numpy as np
 from sqlalchemy import Connection, Engine
 
-from experiment_service.errors import InvalidState, Unavailable
+from experiment_service.errors import Unavailable
 from experiment_service.storage import models
 from experiment_service.storage.database import transaction
 from experiment_service.storage.models import ModelStatus, ModelVersion
 from recommenders.checklist import Check, Previous
 from recommenders.interactions import IntArray, Interactions
-from recommenders.lists import PARTIAL_SUFFIX, PublishedLists, publish_lists
+from recommenders.lists import (
+    PARTIAL_SUFFIX,
+    PublishedLists,
+    is_open,
+    publish_lists,
+)
 
 log = logging.getLogger(__name__)
 
 #: Folder of all models below the data directory.
 MODELS = "models"
+
+#: Former versions whose lists stay on disk, to be rolled back to.
+KEPT_VERSIONS = 5
 
 #: Units whose lists are compared with those of the version that serves, about.
 COMPARED_UNITS = 1000
@@ -60,9 +68,20 @@ class Candidate:
 
 
 def store_version(
-    engine: Engine, candidate: Candidate, *, data_dir: Path, actor: str, now: datetime
+    engine: Engine,
+    candidate: Candidate,
+    *,
+    data_dir: Path,
+    actor: str,
+    now: datetime,
+    keep: int = KEPT_VERSIONS,
 ) -> ModelVersion:
     """Let a candidate serve if all its checks passed, else store why it does not.
+
+    Parameters
+    ----------
+    keep : int
+        Former versions of the model, at least 1, whose lists stay on disk.
 
     Raises
     ------
@@ -74,7 +93,7 @@ def store_version(
         number = models.next_version(connection, candidate.name)
         artifact, sha256 = "", ""
         try:
-            _sweep(connection, data_dir, candidate.name)
+            _sweep(connection, data_dir, candidate.name, keep)
             if not failed:
                 artifact = f"{MODELS}/{candidate.name}/{number}"
                 sha256 = _publish(candidate, number, data_dir / artifact)
@@ -156,6 +175,7 @@ def _check_document(check: Check) -> dict[str, Any]:
 
 
 def _publish(candidate: Candidate, number: int, directory: Path) -> str:
+    catalogue = candidate.data.catalogue
     sha256 = publish_lists(
         directory,
         name=candidate.name,
@@ -165,85 +185,24 @@ def _publish(candidate: Candidate, number: int, directory: Path) -> str:
         item_ids=candidate.data.items.ids,
         default=candidate.lists.default,
         related=candidate.lists.related,
+        item_names=None if catalogue is None else catalogue.names,
     )
-    _verify(directory, sha256)
+    PublishedLists.open_verified(directory, sha256)
     return sha256
 
 
-def _verify(directory: Path, sha256: str) -> None:
-    lists = PublishedLists.open(directory)
-    if lists.sha256 != sha256:
-        raise ValueError(
-            f"{directory} has digest {lists.sha256}, the registry says {sha256}"
-        )
-    lists.verify()
+def _sweep(connection: Connection, data_dir: Path, name: str, keep: int) -> None:
+    """Remove what crashed trainings and rejected versions left, and old versions.
 
-
-def _sweep(connection: Connection, data_dir: Path, name: str) -> None:
-    """Remove what crashed trainings and rejected versions of this name left behind."""
+    A folder stays that serves or may serve: of a live version, a shadow or a candidate,
+    of the last `keep` that served, and any that a process of this machine has open.
+    """
     folder = data_dir / MODELS / name
     if not folder.is_dir():
         return
-    kept = models.list_artifacts(connection, name)
+    kept = models.list_artifacts(connection, name, former=keep)
     for path in folder.iterdir():
         ours = path.name.isdecimal() or path.name.endswith(PARTIAL_SUFFIX)
-        if ours and f"{MODELS}/{name}/{path.name}" not in kept:
-            log.warning("removed left-over folder=%s", path)
+        if ours and f"{MODELS}/{name}/{path.name}" not in kept and not is_open(path):
+            log.info("removed lists folder=%s", path)
             shutil.rmtree(path)
-
-
-def roll_back(
-    connection: Connection,
-    *,
-    data_dir: Path,
-    name: str,
-    version: int | None = None,
-    actor: str,
-    reason: str,
-    now: datetime,
-) -> ModelVersion:
-    """Let a former version serve again, after reading every byte of its lists.
-
-    Parameters
-    ----------
-    version : int, optional
-        A retired one; the newest retired before the live one when left out.
-
-    Raises
-    ------
-    NotFound
-        When there is no such model or version.
-    InvalidState
-        When the version is not retired, there is none, or its lists are damaged.
-    """
-    models.lock_model(connection, name)
-    if version is None:
-        target = _former(models.list_versions(connection, name))
-    else:
-        target = models.get_version(connection, name, version)
-    if target.status is not ModelStatus.RETIRED:
-        raise InvalidState(
-            f"model version {target.label} is {target.status}; only a retired one can "
-            "serve again"
-        )
-    try:
-        _verify(data_dir / target.artifact, target.sha256)
-    except ValueError as error:
-        raise InvalidState(f"{target.label} can't serve again: {error}") from error
-    return models.set_live(
-        connection, target.id, decided_by=actor, reason=reason, now=now
-    )
-
-
-def _former(versions: Sequence[ModelVersion]) -> ModelVersion:
-    """Return the newest retired version, of those before the live one if one is."""
-    live = [each for each in versions if each.status is ModelStatus.LIVE]
-    for each in versions:
-        is_before = not live or each.version < live[0].version
-        if is_before and each.status is ModelStatus.RETIRED:
-            return each
-    raise InvalidState(
-        f"model {versions[0].name!r} has no retired version"
-        + (f" before {live[0].label}" if live else "")
-        + "; there is nothing to go back to"
-    )

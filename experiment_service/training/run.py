@@ -30,6 +30,7 @@ from experiment_service.training.data import (
     unit_groups,
 )
 from experiment_service.training.publishing import (
+    KEPT_VERSIONS,
     Candidate,
     CandidateLists,
     live_lists,
@@ -63,6 +64,7 @@ def train(
     with_related: bool = True,
     test_since: datetime | None = None,
     seed: int = 0,
+    keep: int = KEPT_VERSIONS,
     now: datetime,
     code_version: str,
     actor: str,
@@ -101,6 +103,8 @@ def train(
         can; half of the time of a training.
     test_since : datetime, optional
         Start of the test period; after four fifths of the interactions when left out.
+    keep : int, >= 1
+        Former versions of the model whose lists stay on disk.
     seed : int, >= 0
         The same data, parameters and seed give the same lists.
     progress : callable
@@ -116,6 +120,8 @@ def train(
     name = check_key("model name", recommender if name is None else name)
     if not 1 <= depth <= MAX_POSITION:
         raise InvalidRequest(f"depth is {depth}; it must be 1 to {MAX_POSITION}")
+    if keep < 1:
+        raise InvalidRequest(f"keep is {keep}; it must be 1 or more")
     check_interactions(interactions, now=now)
     with as_invalid_request():
         built = build_recommender(recommender, parameters or {})
@@ -184,7 +190,9 @@ def train(
         lists=lists,
     )
     progress(f"publishing {name}")
-    version = store_version(engine, candidate, data_dir=data_dir, actor=actor, now=now)
+    version = store_version(
+        engine, candidate, data_dir=data_dir, actor=actor, now=now, keep=keep
+    )
     log.info("trained model=%s status=%s", version.label, version.status)
     return version
 

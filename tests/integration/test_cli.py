@@ -12,6 +12,7 @@ from experiment_service.config import Settings
 from experiment_service.storage import alerts
 from experiment_service.storage import experiments as storage
 from experiment_service.storage.database import transaction
+from tests.integration.serving.conftest import insert_version, publish
 from tests.integration.test_reallocation import make_live
 
 HOME = """
@@ -196,6 +197,30 @@ def test_a_unit_is_erased_and_testers_are_pseudonyms(run, monkeypatch):
     assert "tester" not in shown
     assert "decided by  override" in run("explain", "home", "tester")[1]
     assert refused(run("erase", ""), "unit_id has 0 characters")
+
+
+@pytest.mark.usefixtures("live_model")
+def test_versions_are_decided_on_by_command(run, engine, tmp_path):
+    data_dir = tmp_path / "data"
+    for number in (2, 3):
+        insert_version(engine, "popularity", *publish(data_dir, "popularity", number))
+    rule = json.dumps({"answers": 100, "overlap": 0.2})
+    shadow = ("models", "shadow", "popularity", "2", "--share")
+    assert run(*shadow, "0.1")[1] == "popularity/2: shadow of 0.1 of units\n"
+    assert run(*shadow, "0.2", "--rule", rule)[0] == 0
+    assert "popularity/2  shadow" in run("models", "list")[1]
+    assert refused(run(*shadow, "2"), "share is 2.0; it must be a number above 0")
+    assert refused(run(*shadow, "1", "--rule", "{}"), "answers is missing")
+    promoted = run("models", "promote", "popularity", "2", "--reason", "seen")
+    assert promoted[1] == "popularity/2: live\n"
+    assert run("models", "reject", "popularity", "3")[1] == "popularity/3: rejected\n"
+    assert refused(run("models", "promote", "popularity", "3"), "is rejected and can't")
+    assert refused(run("models", "reject", "popularity", "9"), "has no version 9")
+    audited = json.loads(run("audit", "--subject", "model/popularity", "--json")[1])
+    assert [(each["action"], each["reason"]) for each in audited[:2]] == [
+        ("set_rejected", "decided by hand"),
+        ("set_live", "seen"),
+    ]
 
 
 METRIC = {"name": "shoes", "title": "Shoes", "kind": "mean", "event_kinds": ["click"]}

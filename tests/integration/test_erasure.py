@@ -27,6 +27,7 @@ from tests.integration.test_events import (
     random_events,
     store,
 )
+from tests.integration.test_shadow_answers import store_shadow_answers
 
 __all__ = ["ab", "bandit"]
 
@@ -68,14 +69,16 @@ def test_erasure_removes_the_unit_and_leaves_all_others(engine, ab, bandit, seed
     make = Maker(500 + seed)
     shown, done = random_events(make, ab, bandit)
     store(engine, *shown, *done)
+    store_shadow_answers(engine, GONE, "unit-4")
     exposures, own = split(shown, done)
     assert len(exposures) > 5
     assert len(own) > 5
     rows = erase(engine).rows
     assert (rows["exposure"], rows["interaction"]) == (len(exposures), len(own))
     assert min(rows.values()) > 0
-    for table in ("exposure", "interaction", "unit_exposure", "unit_outcome"):
+    for table in (each.name for each in UNIT_TABLES):
         assert count(engine, table, f"unit_id = '{GONE}'") == 0
+    assert count(engine, "shadow_answer") == 1
     before = all_rows(engine)
     with transaction(engine) as connection:
         rebuild_outcomes(connection)
@@ -102,6 +105,9 @@ def test_what_was_on_its_way_is_dropped_and_the_unit_may_come_back(engine, ab):
     again = LATER + MAX_AHEAD + timedelta(seconds=1)
     back = make.exposure(ab, unit_id=GONE, at=again)
     store(engine, back, make.interaction(back, unit_id=GONE, at=again))
+    store_shadow_answers(engine, GONE, "other", at=LATER + MAX_AHEAD)
+    assert count(engine, "shadow_answer", f"unit_id = '{GONE}'") == 0
+    assert count(engine, "shadow_answer") == 1
     assert count(engine, "unit_exposure", f"unit_id = '{GONE}'") == 1
     assert count(engine, "unit_outcome", f"unit_id = '{GONE}'") == 1
     # A second erasure moves the tombstone on.

@@ -6,6 +6,7 @@ import pytest
 from sqlalchemy import text
 
 from experiment_service.domain.configuration import LiveModel
+from experiment_service.domain.shadow import ShadowRule
 from experiment_service.errors import Conflict, InvalidRequest, InvalidState, NotFound
 from experiment_service.storage.database import ChangeListener, transaction
 from experiment_service.storage.experiments import list_audit, load_configuration
@@ -21,6 +22,7 @@ from experiment_service.storage.models import (
 )
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+DATA = {"data_to": NOW - timedelta(days=1), "data_digest": "d" * 64}
 CHECK = {"name": "depth", "value": 1.0, "threshold": 1.0, "passed": True}
 
 
@@ -32,8 +34,7 @@ def insert(connection, name="als", **changes):
         "metrics": {"ndcg_at_10": 0.25, "worst": None},
         "checklist": [CHECK],
         "data_from": NOW - timedelta(days=30),
-        "data_to": NOW - timedelta(days=1),
-        "data_digest": "d" * 64,
+        **DATA,
         "code_version": "0.1.0",
         "artifact": f"models/{name}/1",
         "sha256": "a" * 64,
@@ -42,9 +43,17 @@ def insert(connection, name="als", **changes):
     return insert_version(connection, **{**values, **changes})
 
 
-def make(connection, version, status, now=NOW):
+def make(connection, version, status, now=NOW, **shadow):
+    if status is ModelStatus.SHADOW:
+        shadow.setdefault("share", 0.25)
     return decide(
-        connection, version.id, status, decided_by="ana", reason="because", now=now
+        connection,
+        version.id,
+        status,
+        decided_by="ana",
+        reason="because",
+        now=now,
+        **shadow,
     )
 
 
@@ -109,6 +118,7 @@ ALLOWED = {
     ("candidate", "rejected"),
     ("candidate", "shadow"),
     ("candidate", "live"),
+    ("shadow", "shadow"),
     ("shadow", "live"),
     ("shadow", "rejected"),
     ("live", "retired"),
@@ -135,10 +145,46 @@ def test_only_these_transitions_are_allowed(connection, before, after):
         assert decided.status == after
         assert (decided.decided_by, decided.decided_at) == ("ana", later)
         assert decided.reason == "because"
+        assert decided.shadow_share == (0.25 if after == "shadow" else None)
         return
     with pytest.raises(InvalidState, match=f"als/1 is {before} and can't become"):
         make(connection, version, ModelStatus(after))
     assert get_version(connection, "als", 1) == version
+
+
+@pytest.mark.parametrize("share", [None, 0, -0.1, 1.01, float("nan"), "1", True])
+def test_a_shadow_needs_a_share(connection, share):
+    version = insert(connection)
+    with pytest.raises(InvalidRequest, match="above 0 and at most 1"):
+        make(connection, version, ModelStatus.SHADOW, share=share)
+    assert get_version(connection, "als", 1) == version
+
+
+def test_only_a_shadow_has_a_share(connection):
+    with pytest.raises(InvalidRequest, match="als/1 is to become live"):
+        make(connection, insert(connection), ModelStatus.LIVE, share=0.5)
+
+
+def test_a_shadow_keeps_its_rule_and_serving_is_told(connection):
+    rule = ShadowRule(answers=500, overlap=0.3, errors=0.01, milliseconds=5.0)
+    version = insert(connection)
+    make(connection, version, ModelStatus.SHADOW, share=0.2, rule=rule)
+    (shadow,) = load_configuration(connection, now=NOW).shadows
+    assert (shadow.version_id, shadow.share) == (version.id, 0.2)
+    assert shadow.model == LiveModel(
+        name="als", version=1, artifact="models/als/1", sha256="a" * 64, **DATA
+    )
+    make(connection, version, ModelStatus.LIVE)
+    assert load_configuration(connection, now=NOW).shadows == ()
+    decided = get_version(connection, "als", 1)
+    assert (decided.shadow_share, decided.shadow_rule) == (None, rule)
+    assert list_audit(connection, "model/als")[0].after == {
+        "version": 1,
+        "status": "shadow",
+        "live": None,
+        "share": 0.2,
+        "rule": rule.document(),
+    }
 
 
 def test_a_live_version_retires_its_predecessor(connection):
@@ -148,10 +194,10 @@ def test_a_live_version_retires_its_predecessor(connection):
     set_live(connection, second.id, decided_by="bea", reason="better", now=NOW)
     assert live_models(connection) == {
         "als": LiveModel(
-            name="als", version=2, artifact="models/als/1", sha256="a" * 64
+            name="als", version=2, artifact="models/als/1", sha256="a" * 64, **DATA
         ),
         "knn": LiveModel(
-            name="knn", version=1, artifact="models/knn/1", sha256="a" * 64
+            name="knn", version=1, artifact="models/knn/1", sha256="a" * 64, **DATA
         ),
     }
     assert load_configuration(connection, now=NOW).models == live_models(connection)
@@ -175,21 +221,31 @@ def test_every_decision_leaves_an_audit_row(connection):
         "set_retired",
     ]
     assert {(row.actor, row.reason) for row in rows} == {("ana", "because")}
-    assert rows[2].before == {"version": 2, "status": "shadow", "live": 1}
+    assert rows[2].before == {
+        "version": 2,
+        "status": "shadow",
+        "live": 1,
+        "share": 0.25,
+        "rule": None,
+    }
     assert rows[2].after == {"version": 2, "status": "live", "live": 2}
     assert rows[3].after == {"version": 2, "status": "retired", "live": None}
 
 
-def test_serving_is_told_at_commit_when_the_live_version_changes(engine, database_url):
+def test_serving_is_told_at_commit_when_live_version_or_shadow_changes(
+    engine, database_url
+):
     listener = ChangeListener(database_url)
     try:
         with transaction(engine) as connection:
             version = insert(connection)
-            make(connection, version, ModelStatus.SHADOW)
         assert not listener.wait(0.2)
         with transaction(engine) as connection:
-            make(connection, version, ModelStatus.LIVE)
+            make(connection, version, ModelStatus.SHADOW)
             assert not listener.wait(0.2)
+        assert listener.wait(5)
+        with transaction(engine) as connection:
+            make(connection, version, ModelStatus.LIVE)
         assert listener.wait(5)
         with transaction(engine) as connection:
             make(connection, version, ModelStatus.RETIRED)

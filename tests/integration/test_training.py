@@ -19,6 +19,7 @@ from experiment_service.errors import (
     NotFound,
     Unavailable,
 )
+from experiment_service.promotion import roll_back
 from experiment_service.storage.database import create_engine, transaction
 from experiment_service.storage.experiments import list_audit
 from experiment_service.storage.models import (
@@ -27,7 +28,7 @@ from experiment_service.storage.models import (
     list_versions,
     live_models,
 )
-from experiment_service.training import load_interactions, roll_back, train
+from experiment_service.training import load_interactions, train
 from experiment_service.training.data import digest
 from recommenders import RECOMMENDERS
 from recommenders.base import Capabilities
@@ -609,6 +610,36 @@ def test_only_left_over_folders_are_removed(run, tmp_path):
     run()
     assert folders(tmp_path) == ["1", "2", "notes"]
     assert folders(tmp_path, "other") == ["1"]
+
+
+def test_lists_of_the_last_versions_stay_and_what_a_roll_back_leads_to(
+    run, back, engine, tmp_path
+):
+    for _ in range(3):
+        run(keep=1)
+    # The second was live when the third was published, the first was the last before.
+    assert folders(tmp_path) == ["1", "2", "3"]
+    assert back(1).version == 1
+    run(keep=1)
+    # 3 served last before 1; nothing but 4 and what it replaced is newer than that.
+    assert folders(tmp_path) == ["1", "3", "4"]
+    with pytest.raises(InvalidState, match="item_knn/2 can't serve again: its lists"):
+        back(2)
+    assert live(engine)["item_knn"].version == 4
+    with pytest.raises(InvalidRequest, match="keep is 0; it must be 1 or more"):
+        run(keep=0)
+
+
+def test_lists_that_a_process_has_open_stay(run, tmp_path):
+    run()
+    held = PublishedLists.open(tmp_path / "models" / "item_knn" / "1")
+    for _ in range(3):
+        run(keep=1)
+    assert folders(tmp_path) == ["1", "2", "3", "4"]
+    held.verify()
+    del held
+    run(keep=1)
+    assert folders(tmp_path) == ["3", "4", "5"]
 
 
 # Rolling back

@@ -23,6 +23,7 @@ ALL = {
     "EXPERIMENT_SERVICE_DATA_DIR": "/data",
     "EXPERIMENT_SERVICE_HOST": "0.0.0.0",
     "EXPERIMENT_SERVICE_PORT": "9000",
+    "EXPERIMENT_SERVICE_API_URL": "http://api:8000/",
     "EXPERIMENT_SERVICE_DASHBOARD_PORT": "9001",
     "EXPERIMENT_SERVICE_JOURNAL_MAX_BYTES": "2097152",
     "EXPERIMENT_SERVICE_RETENTION_DAYS": "400",
@@ -47,6 +48,7 @@ def test_each_setting_is_read_from_its_variable():
         data_dir=Path("/data"),
         host="0.0.0.0",
         port=9000,
+        api_url="http://api:8000/",
         dashboard_port=9001,
         journal_max_bytes=2_097_152,
         retention_days=400,
@@ -64,6 +66,25 @@ def test_each_setting_is_read_from_its_variable():
         monitor_thresholds={"fallback_share": 0.3, "list_age": 30},
         log_format="json",
     )
+
+
+@pytest.mark.parametrize(
+    ("given", "address"),
+    [
+        ({}, "http://127.0.0.1:8000"),
+        ({"host": "0.0.0.0"}, "http://127.0.0.1:8000"),
+        ({"host": "::", "port": 81}, "http://[::1]:81"),
+        ({"host": "shop.example"}, "http://shop.example:8000"),
+        ({"host": "0.0.0.0", "api_url": "http://api:8000/"}, "http://api:8000"),
+    ],
+)
+def test_the_dashboard_finds_the_api(given, address):
+    assert Settings(**given).api_address == address
+
+
+def test_an_address_of_the_api_must_be_one():
+    with pytest.raises(InvalidRequest, match="API_URL is 'api:8000'; it must start"):
+        Settings.from_environment({"EXPERIMENT_SERVICE_API_URL": "api:8000"})
 
 
 def test_what_is_not_set_or_empty_has_its_default():

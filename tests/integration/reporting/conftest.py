@@ -16,12 +16,15 @@ from experiment_service.domain.declaration import parse_declaration
 from experiment_service.domain.event import Exposure, Interaction
 from experiment_service.domain.experiment import Epoch, ExperimentState
 from experiment_service.domain.monitor import thresholds
+from experiment_service.domain.shadow import ShadowRule
 from experiment_service.monitoring import watch
 from experiment_service.storage import alerts, models
 from experiment_service.storage import experiments as storage
 from experiment_service.storage.database import create_engine, transaction
 from experiment_service.storage.events import store_events
+from experiment_service.storage.shadows import ShadowAnswer, insert_answers
 from policies.probability_best import probability_best
+from recommenders.lists import publish_lists
 
 RATES = {"popular": 0.10, "item-knn": 0.12, "als": 0.15}
 HEALTHY = "home-carousel"
@@ -259,7 +262,7 @@ EVALUATION = {
 }
 
 
-def seed_model(connection, name, status, *, now, passed=True):
+def seed_model(connection, name, status, *, now, passed=True, **shadow):
     """A version of a model, decided upon; a rejected one failed its second check."""
     checks = [
         {"name": "items in the default list", "value": 50, "threshold": 50},
@@ -279,13 +282,19 @@ def seed_model(connection, name, status, *, now, passed=True):
         data_to=now - timedelta(days=10),
         data_digest="d1" * 32,
         code_version="0.1.0",
-        artifact=f"models/{name}/1" if passed else "",
+        artifact=f"models/{name}/{2 if shadow else 1}" if passed else "",
         sha256="a1" * 32 if passed else "",
         now=now,
     )
     reason = "every check passed" if passed else "share of own lists is 0.02"
-    models.decide(
-        connection, version.id, status, decided_by="ana", reason=reason, now=now
+    return models.decide(
+        connection,
+        version.id,
+        status,
+        decided_by="ana",
+        reason=reason,
+        now=now,
+        **shadow,
     )
 
 
@@ -316,6 +325,49 @@ def seed_alert(connection, *, now):
         resolution="2.0% again",
         now=now + timedelta(hours=3),
     )
+
+
+def seed_shadow(connection, exposures, *, now):
+    """A shadow of `item-knn` that has the first item of every second exposure too."""
+    shadow = models.ModelStatus.SHADOW
+    rule = ShadowRule(answers=10_000, overlap=0.3, errors=0.01, milliseconds=5)
+    version = seed_model(connection, "item-knn", shadow, now=now, share=0.5, rule=rule)
+    shown = [each for each in exposures if each.variant == "item-knn"]
+    answers = [
+        ShadowAnswer(
+            version_id=version.id,
+            id=each.id,
+            unit_id=each.unit_id,
+            shown=2,
+            made=2,
+            common=1,
+            same_places=[1] if number % 2 else [],
+            shown_fallback=each.fallback,
+            fallback=number % 50 == 0,
+            seconds=0.0001 + 1e-7 * number,
+            error=None,
+            answered_at=each.exposed_at,
+        )
+        for number, each in enumerate(shown)
+    ]
+    insert_answers(connection, answers)
+
+
+def publish_shop_lists(data_dir):
+    """Publish both versions of `item-knn`, of which the second knows names."""
+    items = [f"sku-{number}" for number in range(20)]
+    for version, names in ((1, None), (2, [f"Product {each[4:]}" for each in items])):
+        row = np.arange(version - 1, version + 11, dtype=np.int32)
+        publish_lists(
+            data_dir / f"models/item-knn/{version}",
+            name="item-knn",
+            version=version,
+            unit_ids=["ana"],
+            lists=row[None, ::-1],
+            item_ids=items,
+            default=row,
+            item_names=names,
+        )
 
 
 def seed(connection, *, now, size):
@@ -368,6 +420,11 @@ def seed(connection, *, now, size):
     )
     connection.execute(
         text("UPDATE interaction SET recorded_at = occurred_at + interval '1 second'")
+    )
+    seed_shadow(
+        connection,
+        [e for e in exposures if e.experiment_id == experiments[HEALTHY].id],
+        now=now - day,
     )
     names = {each.id: key for key, each in experiments.items()}
     by_key = {key: [] for key in experiments}

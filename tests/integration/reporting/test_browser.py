@@ -16,6 +16,7 @@ from playwright.sync_api import expect, sync_playwright
 
 from experiment_service.passwords import hash_password
 from tests.conftest import free_port
+from tests.integration.reporting.conftest import publish_shop_lists
 from tests.integration.reporting.provider import Provider
 
 HOME, CART = "home-carousel", "cart-carousel"
@@ -28,6 +29,7 @@ PAGES = {
     f"planning?experiment={HOME}": ("Planning", "What can be seen by when"),
     f"replay?experiment={CART}&policies=uniform": ("Replay", "always popular"),
     "models?model=als": ("Models", "1 of 2 passed"),
+    "models?model=item-knn": ("Models", "Clicks that it keeps"),
     f"health?experiment={HOME}": ("Health", "Sample ratio by epoch"),
 }
 LOOKS = [("light", 1280), ("dark", 1280), ("dark", 1920), ("light", 1920)]
@@ -68,6 +70,7 @@ def dashboard(url, data_dir, port, **settings):
 def address(shop, tmp_path_factory):
     """A dashboard that asks for a password."""
     data, hashed = tmp_path_factory.mktemp("data"), hash_password(PASSWORD)
+    publish_shop_lists(data)
     with dashboard(
         shop.url, data, free_port(), DASHBOARD_PASSWORD_HASH=hashed
     ) as started:
@@ -185,6 +188,20 @@ def test_files_can_be_taken_away(address, logged_in, shop, tmp_path):
     assert raw.value.suggested_filename == f"{HOME}-exposures.parquet"
     stored = pq.read_table(tmp_path / "exposures.parquet").column("id").to_pylist()
     assert sorted(stored) == sorted(str(each.id) for each in shop.exposures[HOME])
+
+
+def test_lists_of_two_versions_stand_side_by_side(address, logged_in):
+    logged_in.goto(f"{address}/models?model=item-knn")
+    unit = logged_in.get_by_label("Unit", exact=True)
+    expect(unit).to_be_visible(timeout=20_000)
+    table = logged_in.get_by_role("table").filter(has_text="As published")
+    first = table.get_by_role("row").nth(1)
+    # Version 2 begins at the second product of version 1, and knows its name.
+    expect(first).to_contain_text("Product 1 there at 2")
+    expect(first).to_contain_text("sku-0 only here")
+    unit.fill("ana")
+    unit.press("Enter")
+    expect(first).to_contain_text("Product 12 only here", timeout=20_000)
 
 
 def choose(page, field, option):

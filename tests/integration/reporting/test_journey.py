@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 
 from experiment_service.analysis.gain import Gain
-from experiment_service.analysis.interval import Withheld
+from experiment_service.analysis.interval import NO_SPREAD, Withheld
 from experiment_service.errors import InvalidRequest, NotFound
 from experiment_service.reporting import Days, Posterior, Reports
 from experiment_service.reporting.stopping import THRESHOLD, advise
@@ -199,3 +199,32 @@ def test_models_say_how_they_were_judged_and_what_they_serve(reports):
     assert {use.experiment for use in als.uses} == {HOME, CART, "search-carousel"}
     assert als.placements == ()
     assert "home" in models["popular"].placements
+
+
+def test_a_shadow_is_compared_with_what_was_shown_and_clicked(shop, reports):
+    (model,) = (each for each in reports.models() if each.name == "item-knn")
+    version = model.versions[0]
+    assert (model.live, version.version, version.status) == (1, 2, "shadow")
+    found = version.shadow
+    assert (found.share, found.rule.answers, found.checks) == (0.5, 10_000, ())
+    shown = [e for e in shop.exposures[HOME] if e.variant == "item-knn"]
+    kept = {each.id for number, each in enumerate(shown) if number % 2}
+    compared = found.comparison
+    assert (compared.answers, compared.errors) == (len(shown), 0)
+    # One of two items is in both lists, so there is no spread.
+    assert compared.overlap.reason == NO_SPREAD
+    ids = {each.id for each in shown}
+    clicked = {
+        (each.exposure_id, each.position)
+        for each in shop.interactions[HOME]
+        if each.kind == "click" and each.exposure_id in ids
+    }
+    same = [place for place in clicked if place[0] in kept and place[1] == 1]
+    clicks = compared.clicks
+    assert (clicks.exposures, clicks.clicks) == (len(shown), len(clicked))
+    assert clicks.kept.estimate == pytest.approx(len(same) / len(clicked))
+    lost = len(clicked) - len(same)
+    assert clicks.least_gain == pytest.approx(-lost / len(shown))
+    other = 2 * len(shown) - len(kept)
+    assert clicks.changed == pytest.approx(other / (2 * len(shown)))
+    assert clicks.break_even == pytest.approx(lost / other)

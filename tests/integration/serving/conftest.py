@@ -62,10 +62,10 @@ def publish(data_dir, name, version, *, seed=0, related=True):
     return artifact, digest
 
 
-def make_live(engine, name, artifact, digest):
-    """Register a version and let it serve; return its row."""
+def insert_version(engine, name, artifact, digest):
+    """Register a version as a candidate; return its row."""
     with database.transaction(engine) as connection:
-        version = models.insert_version(
+        return models.insert_version(
             connection,
             name=name,
             recommender=name,
@@ -80,6 +80,12 @@ def make_live(engine, name, artifact, digest):
             sha256=digest,
             now=now(),
         )
+
+
+def make_live(engine, name, artifact, digest):
+    """Register a version and let it serve; return its row."""
+    version = insert_version(engine, name, artifact, digest)
+    with database.transaction(engine) as connection:
         return models.set_live(
             connection, version.id, decided_by="test", reason="test", now=now()
         )

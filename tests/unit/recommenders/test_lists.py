@@ -12,7 +12,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from recommenders import lists as lists_module
-from recommenders.lists import PARTIAL_SUFFIX, PublishedLists, publish_lists
+from recommenders.lists import (
+    PARTIAL_SUFFIX,
+    PublishedLists,
+    is_open,
+    publish_lists,
+)
 
 UNITS = ["ada", "bob", "ćwikła"]
 ITEMS = ["apple", "brød", "çay", "🍣"]
@@ -360,3 +365,27 @@ def test_threads_read_the_same(folder):
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+def test_names_of_items_are_kept_beside_the_lists(tmp_path):
+    names = ["Käse", "", "Tea", "lone \ud800"]
+    publish(tmp_path / "1", item_names=names)
+    lists = PublishedLists.open(tmp_path / "1")
+    lists.verify()
+    assert [lists.name_of(item) for item in ITEMS] == ["Käse", "", "Tea", "lone ?"]
+    assert lists.name_of("nobody knows") == ""
+    publish(tmp_path / "2", item_names=[""] * 4)
+    assert PublishedLists.open(tmp_path / "2").name_of(ITEMS[0]) == ""
+    with pytest.raises(ValueError, match="item_names are 1; there are 4 items"):
+        publish(tmp_path / "3", item_names=["x"])
+    assert not (tmp_path / "3").exists()
+
+
+def test_open_lists_are_told(folder):
+    assert not is_open(folder)
+    lists = PublishedLists.open(folder)
+    assert is_open(folder)
+    assert lists.version
+    del lists
+    assert not is_open(folder)
+    assert not is_open(folder / "nothing")
