@@ -64,6 +64,8 @@ class Settings:
         Where alerts and failed releases are told, as addresses of apprise.
     monitor_thresholds : mapping of str to float
         Those of monitors that are not the default.
+    pipelines : Path or None
+        Folder of the pipelines that the worker releases on their schedules.
     log_format : str
         ``text`` or ``json``.
     """
@@ -91,6 +93,7 @@ class Settings:
     trusted_proxies: str | None = None
     notify_urls: tuple[str, ...] = field(default=(), repr=False)
     monitor_thresholds: Mapping[str, float] = field(default_factory=dict)
+    pipelines: Path | None = None
     log_format: str = "text"
 
     @classmethod
@@ -293,6 +296,7 @@ def _one_of(*choices: str) -> Callable[[str], str]:
 _READERS: Mapping[str, Callable[[str], Any]] = {
     "unit_key": _long_secret,
     "data_dir": Path,
+    "pipelines": Path,
     "port": _whole(1, 65_535),
     "api_url": _http_url,
     "dashboard_port": _whole(1, 65_535),

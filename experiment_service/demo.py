@@ -17,7 +17,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +42,7 @@ from experiment_service.storage.database import (
 )
 from experiment_service.storage.keys import list_keys
 from experiment_service.termination import termination_as_exit
+from experiment_service.version import code_version
 from recommenders.complete_journey import load_catalogue, load_interactions
 from recommenders.tables import split_at
 
@@ -180,7 +180,7 @@ def _prepare(engine: Engine, settings: Settings, purchases: pd.DataFrame) -> Non
             recommender=name,
             with_related=False,
             now=datetime.now(UTC),
-            code_version=metadata.version("experiment-service"),
+            code_version=code_version(),
             actor=_ACTOR,
             progress=_say,
         )

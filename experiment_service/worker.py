@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import logging
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING
 import procrastinate
 from sqlalchemy import Engine
 
+from experiment_service import scheduled_releases
 from experiment_service.config import Settings
 from experiment_service.domain.monitor import thresholds
 from experiment_service.lazy import LazyModule
 from experiment_service.notification import check_urls
 from experiment_service.reallocation import due_experiments, reallocate
+from experiment_service.scheduled_releases import ReleaseJob, find_jobs
 from experiment_service.storage.database import (
     check_migrated,
     create_engine,
@@ -40,6 +42,9 @@ else:
 log = logging.getLogger(__name__)
 
 _MAX_PAUSE_SECONDS = 10.0
+
+#: What was due while no worker ran is made up for, once, if it is not older.
+_MOST_LATE_SECONDS = 6 * 3600
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,20 +121,31 @@ JOBS = (
 )
 
 
-def create_app(engine: Engine, url: str, settings: Settings) -> procrastinate.App:
-    """Return procrastinate's app with every job of `JOBS` on its schedule."""
+def create_app(
+    engine: Engine, url: str, settings: Settings, releases: Sequence[ReleaseJob] = ()
+) -> procrastinate.App:
+    """Return procrastinate's app with every job of `JOBS` and releases on schedule."""
     connector = procrastinate.PsycopgConnector(
         conninfo=libpq_url(url),
         min_size=1,
-        max_size=4,
+        max_size=4 if not releases else 8,
         kwargs={
             "options": "-c search_path=procrastinate -c timezone=UTC",
             "application_name": "experiment-service worker",
         },
     )
-    app = procrastinate.App(connector=connector)
+    app = procrastinate.App(
+        connector=connector, periodic_defaults={"max_delay": _MOST_LATE_SECONDS}
+    )
     for job in JOBS:
         _register(app, job, engine, settings)
+    if releases:
+        scheduled_releases.register(
+            app,
+            releases,
+            environment=settings.environment(database_url=url),
+            urls=settings.notify_urls,
+        )
     return app
 
 
@@ -160,21 +176,27 @@ def run_worker(url: str, settings: Settings) -> None:
     Raises
     ------
     InvalidRequest
-        At the start, when notifications can't be sent as the settings say.
+        At the start, when a pipeline is wrong, or notifications can't be sent as the
+        settings say.
     Unavailable
         At the start, when the schema is not up to date or the server does not answer.
     """
     check_urls(settings.notify_urls)
+    releases: Sequence[ReleaseJob] = ()
+    if settings.pipelines is not None:
+        releases = find_jobs(settings.pipelines)
     engine = create_engine(url, pool_size=2, name="worker")
     try:
         check_migrated(engine)
         make_partitions(engine, datetime.now(UTC), settings)
-        asyncio.run(_work(engine, url, settings))
+        asyncio.run(_work(engine, url, settings, releases))
     finally:
         engine.dispose()
 
 
-async def _work(engine: Engine, url: str, settings: Settings) -> None:
+async def _work(
+    engine: Engine, url: str, settings: Settings, releases: Sequence[ReleaseJob]
+) -> None:
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -182,7 +204,9 @@ async def _work(engine: Engine, url: str, settings: Settings) -> None:
     pause = 0.5
     while not stopping.is_set():
         started = loop.time()
-        running = asyncio.create_task(_run_until_failure(engine, url, settings))
+        running = asyncio.create_task(
+            _run_until_failure(engine, url, settings, releases)
+        )
         stopped = asyncio.create_task(stopping.wait())
         await asyncio.wait({running, stopped}, return_when=asyncio.FIRST_COMPLETED)
         stopped.cancel()
@@ -200,13 +224,22 @@ async def _work(engine: Engine, url: str, settings: Settings) -> None:
     log.info("worker stopped")
 
 
-async def _run_until_failure(engine: Engine, url: str, settings: Settings) -> None:
-    app = create_app(engine, url, settings)
-    async with app.open_async():
-        log.info("worker started jobs=%s", [job.name for job in JOBS])
-        await app.run_worker_async(
-            install_signal_handlers=False,
-            delete_jobs="successful",
-            fetch_job_polling_interval=1.0,
-            shutdown_graceful_timeout=10,
+async def _run_until_failure(
+    engine: Engine, url: str, settings: Settings, releases: Sequence[ReleaseJob]
+) -> None:
+    app = create_app(engine, url, settings, releases)
+    async with app.open_async(), asyncio.TaskGroup() as group:
+        jobs = [job.name for job in JOBS] + [f"release {job.model}" for job in releases]
+        log.info("worker started jobs=%s", jobs)
+        if releases:
+            group.create_task(scheduled_releases.work(app))
+        group.create_task(
+            app.run_worker_async(
+                # Not those of another worker that has pipelines.
+                queues=["default"],
+                install_signal_handlers=False,
+                delete_jobs="successful",
+                fetch_job_polling_interval=1.0,
+                shutdown_graceful_timeout=10,
+            )
         )

@@ -274,6 +274,17 @@ class PublishedLists:
         (name,) = _texts([row], *self._names)
         return name
 
+    def shares_known(
+        self, unit_ids: Sequence[str], item_ids: Sequence[str]
+    ) -> tuple[float, float]:
+        """Return the shares of its units and of its items that are among these ids."""
+        ours, given = (self._unit_hashes, self._item_hashes), (unit_ids, item_ids)
+        units, items = (
+            float(np.isin(np.asarray(hashes), _hashes(ids)).mean())
+            for hashes, ids in zip(ours, given, strict=True)
+        )
+        return units, items
+
     def _list(
         self, lists: _Numbers, row: int | None, limit: int | None
     ) -> list[str] | None:
@@ -339,6 +350,10 @@ def _hash(identifier: str) -> int:
     return int.from_bytes(digest[:8], "big")
 
 
+def _hashes(identifiers: Sequence[str]) -> _Hashes:
+    return np.fromiter(map(_hash, identifiers), np.uint64, len(identifiers))
+
+
 def _sorted_hashes(
     what: str, identifiers: Sequence[str]
 ) -> tuple[_Hashes, NDArray[np.intp]]:
@@ -351,7 +366,7 @@ def _sorted_hashes(
             ) from error
         if not encoded:
             raise ValueError(f"an empty {what} id; ids must have a character or more")
-    hashes = np.fromiter(map(_hash, identifiers), np.uint64, len(identifiers))
+    hashes = _hashes(identifiers)
     order = np.argsort(hashes, kind="stable")
     hashes = hashes[order]
     same = np.flatnonzero(hashes[1:] == hashes[:-1])

@@ -305,6 +305,12 @@ class ModelDocument(Answer):
     shadow_result: dict[str, Any] | None = Field(
         description="Sums over its answers when it was decided on."
     )
+    parent: int | None = Field(
+        description="Version that served when it was trained; its gates compared them."
+    )
+    data_profile: dict[str, Any] | None = Field(
+        description="What is kept of its data, for the next training to be compared with."
+    )
 
 
 class ModelsDocument(Answer):

@@ -45,6 +45,10 @@ COMMANDS: Mapping[str, Mapping[str, str]] = {
         "models": "list, shadow, promote and reject versions",
         "rollback": "serve a former version again",
     },
+    "releases:add_releases": {
+        "release": "take a pipeline from data to a version that serves",
+        "pipeline-schema": "print the JSON Schema of pipelines, for editors",
+    },
     "searches:add_search": {"search": "search for better parameters"},
     "reports:add_report": {"report": "print the report"},
     "monitors:add_monitors": {

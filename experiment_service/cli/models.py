@@ -2,7 +2,6 @@
 
 import argparse
 import sys
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from experiment_service.config import Settings
 from experiment_service.domain.pseudonym import Pseudonyms
 from experiment_service.errors import InvalidRequest, InvalidState
 from experiment_service.storage.models import ModelStatus
+from experiment_service.version import code_version
 from recommenders import RECOMMENDERS
 
 
@@ -83,7 +83,7 @@ def _train(settings: Settings, parsed: argparse.Namespace) -> None:
                 seed=parsed.seed,
                 keep=parsed.keep,
                 now=clock(),
-                code_version=metadata.version("experiment-service"),
+                code_version=code_version(),
                 actor=actor(),
                 progress=lambda text: print(text, file=sys.stderr),
             )

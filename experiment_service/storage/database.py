@@ -5,7 +5,7 @@ set), `transaction` turns the driver's errors into ours.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Engine, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
 
-from experiment_service.errors import InvalidRequest, Unavailable
+from experiment_service.errors import Conflict, InvalidRequest, Unavailable
 from experiment_service.lazy import LazyModule
 from experiment_service.storage.embedded import embedded_server
 
@@ -148,9 +148,43 @@ def transaction(engine: Engine) -> Iterator[Connection]:
     Unavailable
         When the server does not answer, or a lock or statement takes too long.
     """
+    with _known_failures(), engine.begin() as connection:
+        yield connection
+
+
+@contextmanager
+def held_alone(engine: Engine, name: str) -> Iterator[None]:
+    """Hold the lock of that name for as long as it takes, in no transaction.
+
+    It ends with its connection, so whoever dies holds nothing.
+
+    Raises
+    ------
+    Conflict
+        When another one holds it; nobody waits.
+    Unavailable
+        When the server does not answer.
+    """
+    with ExitStack() as stack:
+        with _known_failures():
+            connection = stack.enter_context(engine.connect())
+            # Its own from here on, so that closing it frees the lock.
+            connection.detach()
+            is_ours = connection.scalar(
+                text("SELECT pg_try_advisory_lock(hashtextextended(:name, 0))"),
+                {"name": f"experiment_service:{name}"},
+            )
+            connection.commit()
+        if not is_ours:
+            raise Conflict(f"another {name} is running; wait until it has ended")
+        yield
+
+
+@contextmanager
+def _known_failures() -> Iterator[None]:
+    """Turn what a retry may help into an error of the service."""
     try:
-        with engine.begin() as connection:
-            yield connection
+        yield
     except sqlalchemy.exc.TimeoutError as error:
         raise Unavailable("all database connections are in use; try again") from error
     except DBAPIError as error:

@@ -90,6 +90,11 @@ class ModelVersion:
         What decides on a shadow; None when people do. Stays when it has decided.
     shadow_result : mapping or None
         How it compared when it was decided on, as `ShadowSums` writes it.
+    parent : int or None
+        Version that served when this one was trained, and that its gates compared it
+        with.
+    data_profile : mapping or None
+        Of its training data, as of `recommenders.data_checks.DataProfile`.
     """
 
     id: int
@@ -113,6 +118,8 @@ class ModelVersion:
     shadow_share: float | None = None
     shadow_rule: ShadowRule | None = None
     shadow_result: Mapping[str, Any] | None = None
+    parent: int | None = None
+    data_profile: Mapping[str, Any] | None = None
 
     @property
     def label(self) -> str:
@@ -174,6 +181,8 @@ def insert_version(
     artifact: str,
     sha256: str,
     now: datetime,
+    parent: int | None = None,
+    data_profile: Mapping[str, Any] | None = None,
 ) -> ModelVersion:
     """Store a candidate; its number is that of `next_version`.
 
@@ -199,6 +208,8 @@ def insert_version(
             sha256=sha256,
             status=ModelStatus.CANDIDATE,
             created_at=now,
+            parent=parent,
+            data_profile=None if data_profile is None else dict(data_profile),
         )
         .returning(schema.model_version)
     ).one()
@@ -248,7 +259,7 @@ def decide(
             f"{status}; from there it can become {known(_NEXT[version.status])}"
         )
     shadow = _shadow_values(version, status, share, rule)
-    former = _live(connection, version.name)
+    former = live_version(connection, version.name)
     if status is ModelStatus.LIVE and former is not None:
         replaced = f"replaced by {version.label}"
         _set_status(
@@ -257,7 +268,7 @@ def decide(
     decided = _set_status(
         connection, version, status, decided_by, reason, now=now, **shadow
     )
-    live = _live(connection, version.name)
+    live = live_version(connection, version.name)
     record_audit(
         connection,
         actor=decided_by,
@@ -334,7 +345,8 @@ def _locked(connection: Connection, version_id: int) -> ModelVersion:
     return _model_version(connection.execute(question.with_for_update()).one())
 
 
-def _live(connection: Connection, name: str) -> ModelVersion | None:
+def live_version(connection: Connection, name: str) -> ModelVersion | None:
+    """Return the version of a model that serves, if one does."""
     version = schema.model_version
     row = connection.execute(
         select(version).where(

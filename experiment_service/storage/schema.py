@@ -14,6 +14,7 @@ from sqlalchemy import (
     DateTime,
     Double,
     ForeignKey,
+    ForeignKeyConstraint,
     Identity,
     Index,
     Integer,
@@ -338,7 +339,14 @@ model_version = Table(
     Column("shadow_share", Double),
     Column("shadow_rule", JSONB),
     Column("shadow_result", JSONB),
+    # The version that served when it was trained, and what it was compared with.
+    Column("parent", Integer),
+    # What is kept of its data, for the next training to be compared with.
+    Column("data_profile", JSONB(none_as_null=True)),
     UniqueConstraint("name", "version"),
+    ForeignKeyConstraint(
+        ["name", "parent"], ["model_version.name", "model_version.version"]
+    ),
     CheckConstraint(
         "status IN ('candidate', 'rejected', 'shadow', 'live', 'retired')",
         name="status",
@@ -347,6 +355,14 @@ model_version = Table(
         "(status = 'shadow') = (shadow_share IS NOT NULL)"
         " AND shadow_share > 0 AND shadow_share <= 1",
         name="shadow_share",
+    ),
+    CheckConstraint("parent < version", name="parent"),
+    # What a check rejected never serves, whoever asks. That a status follows only where
+    # it may, and that facts of a version never change, is a trigger's; see migration 0010.
+    CheckConstraint(
+        "status IN ('candidate', 'rejected')"
+        """ OR (sha256 <> '' AND NOT checklist @> '[{"passed": false}]')""",
+        name="passed",
     ),
     # At most one live version of a model.
     Index(

@@ -10,13 +10,27 @@ from experiment_service.training.data import (
     load_interactions,
     pseudonymised,
 )
+from experiment_service.training.pipeline import (
+    Pipeline,
+    find_pipelines,
+    pipeline_schema,
+    read_pipeline,
+)
+from experiment_service.training.releasing import Release, Surroundings, release
 from experiment_service.training.run import train
 from experiment_service.training.search import search_parameters
 
 __all__ = [
+    "Pipeline",
+    "Release",
+    "Surroundings",
+    "find_pipelines",
     "load_catalogue",
     "load_interactions",
+    "pipeline_schema",
     "pseudonymised",
+    "read_pipeline",
+    "release",
     "search_parameters",
     "train",
 ]

@@ -78,15 +78,33 @@ def load_interactions(
             loaded, _ = split_at(loaded, cut)
         if catalogue is None:
             return loaded
-        listed = loaded["item_id"].isin(read_catalogue(catalogue)["item_id"])
+        return listed_only(loaded, read_catalogue(catalogue), of=catalogue)
+
+
+def listed_only(
+    interactions: pd.DataFrame, catalogue: pd.DataFrame, *, of: Path
+) -> pd.DataFrame:
+    """Leave out interactions with items that a catalogue does not list.
+
+    Parameters
+    ----------
+    of : Path
+        File of the catalogue, for messages.
+
+    Raises
+    ------
+    InvalidRequest
+        When nothing is left.
+    """
+    listed = interactions["item_id"].isin(catalogue["item_id"])
     if not listed.any():
         raise InvalidRequest(
-            f"no interaction is with an item of {catalogue}; item_id must be the same "
-            "text in both files"
+            f"no interaction is with an item of {of}; item_id must be the same text in "
+            "both files"
         )
     if not listed.all():
-        log.info("left out interactions=%d not_in=%s", (~listed).sum(), catalogue)
-    return loaded[listed]
+        log.info("left out interactions=%d not_in=%s", (~listed).sum(), of)
+    return interactions[listed]
 
 
 def pseudonymised(interactions: pd.DataFrame, pseudonyms: Pseudonyms) -> pd.DataFrame:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from sqlalchemy import Connection, Engine
 
+from experiment_service.domain.shadow import ShadowRule
 from experiment_service.errors import Unavailable
 from experiment_service.storage import models
 from experiment_service.storage.database import transaction
@@ -62,7 +63,9 @@ class Candidate:
     data_from: datetime
     data_to: datetime
     data_digest: str
+    data_profile: Mapping[str, Any]
     code_version: str
+    parent: int | None
     data: Interactions
     lists: CandidateLists
 
@@ -75,6 +78,8 @@ def store_version(
     actor: str,
     now: datetime,
     keep: int = KEPT_VERSIONS,
+    share: float | None = None,
+    rule: ShadowRule | None = None,
 ) -> ModelVersion:
     """Let a candidate serve if all its checks passed, else store why it does not.
 
@@ -82,6 +87,8 @@ def store_version(
     ----------
     keep : int
         Former versions of the model, at least 1, whose lists stay on disk.
+    share, rule : float, ShadowRule, optional
+        Given a share of units, it begins as shadow, and the rule decides on it.
 
     Raises
     ------
@@ -115,21 +122,40 @@ def store_version(
             artifact=artifact,
             sha256=sha256,
             now=now,
+            parent=candidate.parent,
+            data_profile=candidate.data_profile,
         )
+        status = ModelStatus.LIVE if share is None else ModelStatus.SHADOW
         return models.decide(
             connection,
             stored.id,
-            ModelStatus.REJECTED if failed else ModelStatus.LIVE,
+            ModelStatus.REJECTED if failed else status,
             decided_by=actor,
             reason="; ".join(failed) or "every check passed",
             now=now,
+            share=None if failed else share,
+            rule=None if failed else rule,
         )
 
 
+def serving_version(engine: Engine, name: str) -> ModelVersion | None:
+    """Return the version of a model that serves, if one does."""
+    with transaction(engine) as connection:
+        return models.live_version(connection, name)
+
+
+def open_lists(version: ModelVersion, data_dir: Path) -> PublishedLists | None:
+    """Map the lists of a version; None, and a warning, where they can't be read."""
+    try:
+        return PublishedLists.open(data_dir / version.artifact)
+    except ValueError as error:
+        log.warning("not compared model=%s reason=%s", version.label, error)
+        return None
+
+
 def live_lists(
-    engine: Engine,
+    live: ModelVersion,
     data_dir: Path,
-    name: str,
     recommender: str,
     parameters: Mapping[str, Any],
     *,
@@ -140,20 +166,13 @@ def live_lists(
     That is where both are of one recommender, with the same parameters and re-ranking;
     None elsewhere, and where the lists can't be read: to be trained again is the cure.
     """
-    with transaction(engine) as connection:
-        serving = models.live_models(connection).get(name)
-        if serving is None:
-            return None
-        live = models.get_version(connection, name, serving.version)
     if live.recommender != recommender:
         return None
     same = ("recommender", "reranking", "depth", "exclude_seen")
     if any(live.parameters.get(key) != parameters[key] for key in same):
         return None
-    try:
-        lists = PublishedLists.open(data_dir / live.artifact)
-    except ValueError as error:
-        log.warning("not compared model=%s reason=%s", live.label, error)
+    lists = open_lists(live, data_dir)
+    if lists is None:
         return None
     step = max(1, len(data.units) // COMPARED_UNITS)
     rows, made = [], []

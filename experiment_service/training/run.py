@@ -1,12 +1,14 @@
-"""A training from data to lists and verdicts; all computing, before anything is stored."""
+"""A training from data to lists and verdicts; all computing, before anything is stored.
+
+`train` goes through the stages at a stroke, `release` looks at what each one says.
+"""
 
 import json
 import logging
-import math
 import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -27,26 +29,71 @@ from experiment_service.training.data import (
     digest,
     time_range,
     to_matrix,
-    unit_groups,
+)
+from experiment_service.training.judging import (
+    Judgement,
+    judge_recommender,
+    metrics_document,
 )
 from experiment_service.training.publishing import (
     KEPT_VERSIONS,
     Candidate,
     CandidateLists,
     live_lists,
+    serving_version,
     store_version,
 )
 from recommenders import build_recommender, describe
 from recommenders.base import Recommender, TrainedRecommender
-from recommenders.checklist import Cost, check_lists
-from recommenders.evaluation import Evaluation, evaluate, hold_out
-from recommenders.interactions import IntArray, Interactions
+from recommenders.checklist import Check, Cost, check_lists
+from recommenders.data_checks import profile
+from recommenders.gates import Comparison
+from recommenders.interactions import IntArray
 from recommenders.rerank import Step, build_steps, prepare
-from recommenders.tables import split_at
 
 log = logging.getLogger(__name__)
 
 _BLOCK_ROWS = 16_384
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Training:
+    """What to train, on what, and how to judge it: checked, before any computing.
+
+    Attributes
+    ----------
+    name, recommender : str
+        Of the model, and key of `recommenders.RECOMMENDERS`.
+    built, steps : Recommender, sequence of Step
+    interactions, catalogue : DataFrame
+    test_since, now : datetime
+    parameters : mapping
+        Every setting that makes the lists, as it will be stored.
+    """
+
+    name: str
+    recommender: str
+    built: Recommender
+    steps: tuple[Step, ...]
+    interactions: pd.DataFrame
+    catalogue: pd.DataFrame | None
+    test_since: datetime
+    now: datetime
+    parameters: Mapping[str, Any]
+
+    @property
+    def rngs(self) -> list[np.random.Generator]:
+        """Randomness for judging, for training, and for judging what serves."""
+        return np.random.default_rng(self.parameters["seed"]).spawn(3)  # noqa: TID251 - the seed is stored
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Made:
+    """A recommender trained on everything, its lists, and what they took."""
+
+    trained: TrainedRecommender
+    lists: CandidateLists
+    cost: Cost
 
 
 def train(
@@ -117,77 +164,37 @@ def train(
     Unavailable
         When the lists can't be written or the database does not answer.
     """
-    name = check_key("model name", recommender if name is None else name)
-    if not 1 <= depth <= MAX_POSITION:
-        raise InvalidRequest(f"depth is {depth}; it must be 1 to {MAX_POSITION}")
     if keep < 1:
         raise InvalidRequest(f"keep is {keep}; it must be 1 or more")
-    check_interactions(interactions, now=now)
-    with as_invalid_request():
-        built = build_recommender(recommender, parameters or {})
-        # As it will be stored: YAML makes dates of what looks like one, JSON has none.
-        declared = json.loads(json.dumps(list(reranking), default=str))
-        steps = build_steps(declared)
-        able = built.capabilities
-        if exclude_seen and not able.new_items:
-            raise InvalidRequest(
-                f"recommender {recommender!r} recommends only what a unit had; train it "
-                "without exclude_seen"
-            )
-        data = to_matrix(interactions, catalogue, cold_items=able.cold_items)
-        _check_depth(depth, data)
-        test_since = test_since or default_test_start(interactions)
-        judging, learning = np.random.default_rng(seed).spawn(2)  # noqa: TID251 - the seed is stored
-        progress(f"judging {name} on what happened since {test_since:%Y-%m-%d %H:%M}")
-        evaluations = _judge(
-            built,
-            steps,
-            interactions=interactions,
-            catalogue=catalogue,
-            test_since=test_since,
-            rng=judging,
-        )
-        progress(f"training {name} on {len(interactions)} interactions")
-        trained = built.fit(data, learning)
-        trained = replace(trained, rules=prepare(steps, data, now=now))
-        progress(f"making lists of {name} for {len(data.units)} units")
-        started = time.perf_counter()
-        lists = _make_lists(
-            trained, depth, exclude_seen=exclude_seen, with_related=with_related
-        )
-        cost = _cost(time.perf_counter() - started, lists)
-    data_from, data_to = time_range(interactions)
-    document = {
-        "recommender": describe(built),
-        "reranking": declared,
-        "depth": depth,
-        "exclude_seen": exclude_seen,
-        "with_related": with_related,
-        "test_since": test_since.isoformat(),
-        "seed": seed,
-    }
-    candidate = Candidate(
-        name=name,
+    training = prepare_training(
+        interactions=interactions,
         recommender=recommender,
-        parameters=document,
-        metrics=_metrics(evaluations, len(interactions), data),
-        checks=check_lists(
-            trained,
-            lists.units,
-            lists.default,
-            evaluations,
-            related=lists.related,
-            previous=live_lists(
-                engine, data_dir, name, recommender, document, data=data
-            ),
-            cost=cost,
-        ),
-        data_from=data_from,
-        data_to=data_to,
-        data_digest=digest(interactions),
+        parameters=parameters,
+        catalogue=catalogue,
+        reranking=reranking,
+        name=name,
+        depth=depth,
+        exclude_seen=exclude_seen,
+        with_related=with_related,
+        test_since=test_since,
+        seed=seed,
+        now=now,
+    )
+    name = training.name
+    live = serving_version(engine, name)
+    progress(
+        f"judging {name} on what happened since {training.test_since:%Y-%m-%d %H:%M}"
+    )
+    judgement = judge_training(training)
+    progress(f"training {name} on {len(interactions)} interactions")
+    made = make(training, progress=progress)
+    candidate = to_candidate(
+        training,
+        judgement,
+        made,
+        checks=check_made(training, judgement, made, live=live, data_dir=data_dir),
+        live=live,
         code_version=code_version,
-        data=data,
-        lists=lists,
     )
     progress(f"publishing {name}")
     version = store_version(
@@ -197,41 +204,195 @@ def train(
     return version
 
 
-def _check_depth(depth: int, data: Interactions) -> None:
-    if len(data.items) < depth:
+def prepare_training(
+    *,
+    interactions: pd.DataFrame,
+    recommender: str,
+    parameters: Mapping[str, object] | None = None,
+    catalogue: pd.DataFrame | None = None,
+    reranking: Sequence[Mapping[str, object]] = (),
+    name: str | None = None,
+    depth: int = 50,
+    exclude_seen: bool = False,
+    with_related: bool = True,
+    test_since: datetime | None = None,
+    seed: int = 0,
+    now: datetime,
+) -> Training:
+    """Check what is to be trained; parameters and errors as of `train`."""
+    name = check_key("model name", recommender if name is None else name)
+    if not 1 <= depth <= MAX_POSITION:
+        raise InvalidRequest(f"depth is {depth}; it must be 1 to {MAX_POSITION}")
+    check_interactions(interactions, now=now)
+    with as_invalid_request():
+        built = build_recommender(recommender, parameters or {})
+        # As it will be stored: YAML makes dates of what looks like one, JSON has none.
+        declared = json.loads(json.dumps(list(reranking), default=str))
+        steps = build_steps(declared)
+    if seed < 0:
+        raise InvalidRequest(f"seed is {seed}; it must be 0 or more")
+    _check_depth(depth, interactions, catalogue, built)
+    if exclude_seen and not built.capabilities.new_items:
         raise InvalidRequest(
-            f"depth is {depth}, but interactions are with {len(data.items)} items; it "
-            "must not be more"
+            f"recommender {recommender!r} recommends only what a unit had; train it "
+            "without exclude_seen"
+        )
+    test_since = test_since or default_test_start(interactions)
+    return Training(
+        name=name,
+        recommender=recommender,
+        built=built,
+        steps=steps,
+        interactions=interactions,
+        catalogue=catalogue,
+        test_since=test_since,
+        now=now,
+        parameters={
+            "recommender": describe(built),
+            "reranking": declared,
+            "depth": depth,
+            "exclude_seen": exclude_seen,
+            "with_related": with_related,
+            "test_since": test_since.isoformat(),
+            "seed": seed,
+        },
+    )
+
+
+def judge_training(training: Training, live: ModelVersion | None = None) -> Judgement:
+    """Judge on the test period.
+
+    Parameters
+    ----------
+    live : ModelVersion, optional
+        Given when it will be compared with.
+
+    Raises
+    ------
+    InvalidRequest
+        When the data can't be cut there, or nothing is to be found.
+    """
+    with as_invalid_request():
+        return judge_recommender(
+            training.built,
+            training.steps,
+            interactions=training.interactions,
+            catalogue=training.catalogue,
+            test_since=training.test_since,
+            live=live,
+            rng=training.rngs[0],
         )
 
 
-def _judge(
-    recommender: Recommender,
-    steps: Sequence[Step],
+def make(training: Training, *, progress: Callable[[str], None] = log.debug) -> Made:
+    """Train on everything and make all lists.
+
+    Raises
+    ------
+    InvalidRequest
+        When the data breaks a rule, or a step can't be applied to it.
+    """
+    with as_invalid_request():
+        data = to_matrix(
+            training.interactions,
+            training.catalogue,
+            cold_items=training.built.capabilities.cold_items,
+        )
+        trained = training.built.fit(data, training.rngs[1])
+        rules = prepare(training.steps, data, now=training.now)
+        trained = replace(trained, rules=rules)
+        progress(f"making lists of {training.name} for {len(data.units)} units")
+        started = time.perf_counter()
+        lists = _make_lists(trained, training.parameters)
+    seconds = time.perf_counter() - started
+    return Made(trained=trained, lists=lists, cost=_cost(seconds, lists))
+
+
+def check_made(
+    training: Training,
+    judgement: Judgement,
+    made: Made,
     *,
+    live: ModelVersion | None,
+    data_dir: Path,
+) -> list[Check]:
+    """Go through the checklist."""
+    return check_lists(
+        made.trained,
+        made.lists.units,
+        made.lists.default,
+        judgement.evaluations,
+        related=made.lists.related,
+        previous=None
+        if live is None
+        else live_lists(
+            live,
+            data_dir,
+            training.recommender,
+            training.parameters,
+            data=made.trained.interactions,
+        ),
+        cost=made.cost,
+    )
+
+
+def to_candidate(
+    training: Training,
+    judgement: Judgement,
+    made: Made,
+    *,
+    checks: Sequence[Check],
+    comparison: Comparison | None = None,
+    live: ModelVersion | None,
+    code_version: str,
+) -> Candidate:
+    """Put together all that is stored of a training."""
+    interactions = training.interactions
+    data_from, data_to = time_range(interactions)
+    data = made.trained.interactions
+    return Candidate(
+        name=training.name,
+        recommender=training.recommender,
+        parameters=training.parameters,
+        metrics=metrics_document(
+            judgement.evaluations,
+            comparison,
+            interactions=len(interactions),
+            data=data,
+        ),
+        checks=checks,
+        data_from=data_from,
+        data_to=data_to,
+        data_digest=digest(interactions),
+        data_profile=profile(interactions, training.catalogue).document(),
+        code_version=code_version,
+        parent=None if live is None else live.version,
+        data=data,
+        lists=made.lists,
+    )
+
+
+def _check_depth(
+    depth: int,
     interactions: pd.DataFrame,
     catalogue: pd.DataFrame | None,
-    test_since: datetime,
-    rng: np.random.Generator,
-) -> list[Evaluation]:
-    """Evaluate on the test period, with repeats and with new items only."""
-    earlier, later = split_at(interactions, test_since)
-    cold_items = recommender.capabilities.cold_items
-    known = to_matrix(earlier, catalogue, cold_items=cold_items)
-    held_out = hold_out(known, later, since=test_since)
-    trained = recommender.fit(known, rng)
-    trained = replace(trained, rules=prepare(steps, known, now=test_since))
-    groups = unit_groups(earlier, known)
-    return [
-        evaluate(trained, held_out, repeats="allowed", rng=rng, groups=groups),
-        evaluate(trained, held_out, repeats="new only", rng=rng, groups=groups),
-    ]
+    built: Recommender,
+) -> None:
+    items = set(interactions["item_id"])
+    if built.capabilities.cold_items and catalogue is not None:
+        items |= set(catalogue["item_id"])
+    if len(items) < depth:
+        raise InvalidRequest(
+            f"depth is {depth}, but interactions are with {len(items)} items; it must "
+            "not be more"
+        )
 
 
 def _make_lists(
-    trained: TrainedRecommender, depth: int, *, exclude_seen: bool, with_related: bool
+    trained: TrainedRecommender, parameters: Mapping[str, Any]
 ) -> CandidateLists:
     """Make all lists, a block at a time: what a block needs is many times its lists."""
+    depth, exclude_seen = parameters["depth"], parameters["exclude_seen"]
 
     def in_blocks(count: int, make: Callable[[IntArray], IntArray]) -> IntArray:
         made = np.empty((count, depth), dtype=np.int32)
@@ -251,7 +412,7 @@ def _make_lists(
         units=in_blocks(len(data.units), for_units),
         default=trained.default(depth),
         related=in_blocks(len(data.items), related)
-        if with_related and trained.capabilities.context_item
+        if parameters["with_related"] and trained.capabilities.context_item
         else None,
     )
 
@@ -265,29 +426,3 @@ def _cost(seconds: float, lists: CandidateLists) -> Cost:
         memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         available=psutil.virtual_memory().total,
     )
-
-
-def _metrics(
-    evaluations: Sequence[Evaluation], count: int, data: Interactions
-) -> dict[str, Any]:
-    """Return the evaluations by protocol; JSON knows no nan, so it becomes None."""
-    metrics: dict[str, Any] = {
-        "trained_on": {
-            "interactions": count,
-            "units": len(data.units),
-            "items": len(data.items),
-        }
-    }
-    for each in evaluations:
-        metrics[f"repeats {each.repeats}"] = _finite(asdict(each))
-    return metrics
-
-
-def _finite(value: Any) -> Any:  # noqa: ANN401 - a document
-    if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(each) for each in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

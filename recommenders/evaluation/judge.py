@@ -274,7 +274,14 @@ def summarise(
 def difference(
     first: Judged, second: Judged, measure: str, rng: np.random.Generator
 ) -> Interval:
-    """Return by how much one is better than another, on the same units.
+    """Return by how much one is better than another, as of `differences`."""
+    return differences(first, second, [measure], rng)[measure]
+
+
+def differences(
+    first: Judged, second: Judged, names: Sequence[str], rng: np.random.Generator
+) -> dict[str, Interval]:
+    """Return by how much one is better than another in some measures, unit by unit.
 
     Raises
     ------
@@ -291,8 +298,9 @@ def difference(
             "the two were judged on different units, items or lengths; judge them on "
             "one test"
         )
-    each = first.values[measure] - second.values[measure]
-    return bootstrap(each[:, np.newaxis], rng)[0]
+    apart = [first.values[name] - second.values[name] for name in names]
+    made = bootstrap(np.stack(apart, axis=1), rng)
+    return {name: made[column] for column, name in enumerate(names)}
 
 
 def found_in(

@@ -4,6 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.exc import IntegrityError
 
 from experiment_service.domain.configuration import LiveModel
 from experiment_service.domain.shadow import ShadowRule
@@ -185,6 +186,59 @@ def test_a_shadow_keeps_its_rule_and_serving_is_told(connection):
         "share": 0.2,
         "rule": rule.document(),
     }
+
+
+def by_hand(connection, version, change):
+    question = text(f"UPDATE model_version SET {change} WHERE id = :id")
+    with connection.begin_nested():
+        connection.execute(question, {"id": version.id})
+
+
+@pytest.mark.parametrize("before", [status.value for status in ModelStatus])
+def test_the_database_allows_no_other_transition_to_anybody(connection, before):
+    version = insert(connection)
+    for status in PATHS[before]:
+        version = make(connection, version, ModelStatus(status))
+    for after in ModelStatus:
+        if after != before and (before, after) not in ALLOWED:
+            with pytest.raises(IntegrityError, match=f"is {before} and can't become"):
+                by_hand(connection, version, f"status = '{after}'")
+    with pytest.raises(IntegrityError, match="what it is never changes"):
+        by_hand(connection, version, "metrics = '{}'")
+
+
+def test_a_version_begins_as_a_candidate_also_by_hand(connection):
+    version = insert(connection)
+    columns = (
+        "name, recommender, parameters, metrics, checklist, data_from, data_to,"
+        " data_digest, code_version, artifact, sha256, created_at"
+    )
+    copy = text(
+        f"INSERT INTO model_version (version, status, {columns})"
+        f" SELECT 2, 'live', {columns} FROM model_version WHERE id = :id"
+    )
+    with pytest.raises(IntegrityError, match="it must begin as candidate"):
+        connection.execute(copy, {"id": version.id})
+
+
+@pytest.mark.parametrize(
+    "changes", [{"checklist": [CHECK, {**CHECK, "passed": False}]}, {"sha256": ""}]
+)
+@pytest.mark.parametrize("status", [ModelStatus.LIVE, ModelStatus.SHADOW])
+def test_what_failed_or_has_no_lists_never_serves(connection, changes, status):
+    version = insert(connection, **changes)
+    with pytest.raises(IntegrityError, match="ck_model_version_passed"):
+        by_hand(connection, version, f"status = '{status}'")
+
+
+def test_lineage_is_of_earlier_versions_of_the_model(connection):
+    assert insert(connection).parent is None
+    child = insert(connection, parent=1, data_profile={"units": 3})
+    assert (child.parent, child.data_profile) == (1, {"units": 3})
+    assert get_version(connection, "als", 2) == child
+    for name, parent in (("als", 3), ("knn", 1)):
+        with pytest.raises(IntegrityError), connection.begin_nested():
+            insert(connection, name, parent=parent)
 
 
 def test_a_live_version_retires_its_predecessor(connection):

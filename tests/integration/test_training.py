@@ -386,7 +386,7 @@ def test_data_that_can_not_be_trained_on_is_refused(run, engine, change, message
         ({"depth": 0}, "depth is 0; it must be 1 to 1000"),
         ({"depth": 1001}, "depth is 1001; it must be 1 to 1000"),
         ({"depth": 25}, "depth is 25, but interactions are with 24 items"),
-        ({"seed": -1}, "non-negative"),
+        ({"seed": -1}, "seed is -1; it must be 0 or more"),
         ({"test_since": START}, "leaves one side empty"),
         ({"test_since": datetime(2026, 2, 1)}, "has no time zone"),  # noqa: DTZ001
     ],

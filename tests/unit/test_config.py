@@ -35,6 +35,7 @@ ALL = {
     "EXPERIMENT_SERVICE_TRUSTED_PROXIES": "10.0.0.5, fd00::/8",
     "EXPERIMENT_SERVICE_NOTIFY_URLS": "json://hook/s3cret mailto://shop?to=a@b,c@d",
     "EXPERIMENT_SERVICE_MONITOR_THRESHOLDS": "fallback_share=0.3 list_age=30.0",
+    "EXPERIMENT_SERVICE_PIPELINES": "/etc/pipelines",
     "EXPERIMENT_SERVICE_LOG_FORMAT": "json",
 }
 
@@ -64,6 +65,7 @@ def test_each_setting_is_read_from_its_variable():
         trusted_proxies="10.0.0.5, fd00::/8",
         notify_urls=("json://hook/s3cret", "mailto://shop?to=a@b,c@d"),
         monitor_thresholds={"fallback_share": 0.3, "list_age": 30},
+        pipelines=Path("/etc/pipelines"),
         log_format="json",
     )
 
