@@ -11,8 +11,9 @@ INSTALLED := .venv/.installed
 
 export UV_PYTHON_DOWNLOADS := never
 
-.PHONY: help demo test check test-slow bench serve worker dashboard migrate \
-        format lint types imports lock setup browser postgres openfeature promtool clean
+.PHONY: help demo test check test-slow test-faults bench serve worker dashboard migrate \
+        format lint types imports lock setup browser postgres openfeature promtool \
+        faketime clean
 
 help: ## show this text
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-11s %s\n", $$1, $$2}' \
@@ -50,6 +51,9 @@ check: $(INSTALLED) lint types imports test ## all that CI runs: format, lint, t
 
 test-slow: $(INSTALLED) ## calibration of the statistics by simulation
 	$(BIN)/python -m pytest -m slow -s tests/statistical
+
+test-faults: $(INSTALLED) postgres faketime ## kill, stop, fill and slow down what the service runs on
+	$(BIN)/python -m pytest -m faults -v -s tests/faults
 
 bench: $(INSTALLED) ## speed beside a floor measured in the same run
 	$(BIN)/python tests/benchmarks/bench_http.py
@@ -104,6 +108,11 @@ postgres:
 promtool:
 	@command -v promtool >/dev/null || bash tests/apt-install prometheus
 	@command -v systemd-analyze >/dev/null || bash tests/apt-install systemd
+
+# A clock that jumps, for some processes only.
+faketime:
+	@ls /usr/lib/*/faketime/libfaketimeMT.so.1 >/dev/null 2>&1 || \
+		bash tests/apt-install libfaketime
 
 # The official clients of OpenFeature in JavaScript; versions are in the lock file there.
 openfeature: tests/openfeature/node_modules/.package-lock.json

@@ -28,6 +28,7 @@ from experiment_service.journal_file import (
     SET_ASIDE,
     SPAN,
     Locks,
+    check_room,
     claim_slot,
     connect,
     count_rows,
@@ -331,6 +332,7 @@ class Journal:
     def _write(self, payloads: Sequence[bytes], size: int) -> Unavailable | None:
         now = self._clock()
         try:
+            check_room(self._path)
             with self._writing:
                 insert_rows(self._appending, now, payloads)
                 with self._changed:
@@ -340,10 +342,16 @@ class Journal:
         except Exception as error:  # the thread must live, and the callers must know
             with self._changed:
                 self._queued_bytes -= size
+            foreseen = error if isinstance(error, Unavailable) else None
             if not self._failing:
-                log.exception("journal can't be written path=%s", self._path)
+                log.error(  # noqa: TRY400 - a trace only where there is a riddle
+                    "journal can't be written path=%s reason=%s",
+                    self._path,
+                    error,
+                    exc_info=foreseen is None,
+                )
             self._failing = True
-            return unavailable(self._path, error)
+            return foreseen or unavailable(self._path, error)
         if self._failing:
             log.warning("journal is written again path=%s", self._path)
         self._failing = False

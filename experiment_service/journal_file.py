@@ -80,6 +80,9 @@ UNION ALL SELECT count(*), coalesce(sum(length(payload)), 0) FROM set_aside
 
 _BUSY_SECONDS = 10
 _WAL_BYTES = 16 << 20
+# Room on the disk that appends leave: deleting takes some too, and a journal that could
+# not be emptied any more would stay full for ever.
+_ROOM_BYTES = 16 << 20
 # Rows of one INSERT.
 _INSERTED = 64
 # Pages of 4 KiB: free ones kept for the next burst, and given back at a time.
@@ -120,6 +123,26 @@ def unavailable(path: Path, error: Exception) -> Unavailable:
         f"the journal {path} can't be used ({error}); free some space, or make it "
         "writable"
     )
+
+
+def check_room(path: Path) -> None:
+    """Leave so much of the disk free that what waits can be moved and deleted.
+
+    Copying the log into the file may take as much again as the log has.
+
+    Raises
+    ------
+    Unavailable
+        When less is free; says how much.
+    """
+    disk = os.statvfs(path)
+    free = disk.f_bavail * disk.f_frsize
+    needed = files_of(path)[1].stat().st_size + _ROOM_BYTES
+    if free < needed:
+        raise Unavailable(
+            f"the disk of the journal {path} has {free >> 20} MiB left, and it needs "
+            f"{needed >> 20}; free some space"
+        )
 
 
 @contextmanager

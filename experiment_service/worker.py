@@ -10,7 +10,7 @@ import logging
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 import procrastinate
@@ -24,9 +24,11 @@ from experiment_service.notification import check_urls
 from experiment_service.reallocation import due_experiments, reallocate
 from experiment_service.scheduled_releases import ReleaseJob, find_jobs
 from experiment_service.storage.database import (
+    PATIENCE,
     check_migrated,
     create_engine,
     libpq_url,
+    present_instant,
     transaction,
 )
 from experiment_service.storage.partitions import ensure_partitions
@@ -132,6 +134,7 @@ def create_app(
         kwargs={
             "options": "-c search_path=procrastinate -c timezone=UTC",
             "application_name": "experiment-service worker",
+            **PATIENCE,
         },
     )
     app = procrastinate.App(
@@ -153,7 +156,7 @@ def _register(
     app: procrastinate.App, job: Job, engine: Engine, settings: Settings
 ) -> None:
     def run(timestamp: int) -> None:  # noqa: ARG001 - procrastinate passes the tick
-        job.run(engine, datetime.now(UTC), settings)
+        job.run(engine, _now(engine), settings)
 
     task = app.task(
         name=job.name,
@@ -188,10 +191,20 @@ def run_worker(url: str, settings: Settings) -> None:
     engine = create_engine(url, pool_size=2, name="worker")
     try:
         check_migrated(engine)
-        make_partitions(engine, datetime.now(UTC), settings)
+        make_partitions(engine, _now(engine), settings)
         asyncio.run(_work(engine, url, settings, releases))
     finally:
         engine.dispose()
+
+
+def _now(engine: Engine) -> datetime:
+    """Return the database's instant: one clock for all workers, and for the rows.
+
+    A cutoff that a machine's clock puts into the future would hold up all others until
+    then.
+    """
+    with transaction(engine) as connection:
+        return present_instant(connection)
 
 
 async def _work(

@@ -31,32 +31,71 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-@contextmanager
-def debian_server(directory: Path):
-    """Run the server of Debian's package on a free port, as its own user."""
-    binaries = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
-    if not binaries:
-        pytest.fail("no PostgreSQL of Debian here; run `apt-get install postgresql`")
-    as_user = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
-    if as_user:
-        shutil.chown(directory, "postgres")
-    data, port = directory / "data", free_port()
+class DebianServer:
+    """The server of Debian's package on a free port, as its own user.
 
-    def run(program, *arguments):
+    Parameters
+    ----------
+    directory : Path
+        Empty; the server's user must be able to reach it.
+    options : str
+        More of the server's options, such as ``-c fsync=off``.
+    """
+
+    def __init__(self, directory: Path, options: str = "") -> None:
+        binaries = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+        if not binaries:
+            pytest.fail(
+                "no PostgreSQL of Debian here; run `apt-get install postgresql`"
+            )
+        self._binaries = binaries[-1]
+        self._as_user = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
+        if self._as_user:
+            shutil.chown(directory, "postgres")
+        self.directory, self.data, self.port = (
+            directory,
+            directory / "data",
+            free_port(),
+        )
+        self._options = (
+            f"-p {self.port} -c listen_addresses=127.0.0.1 -k {directory} {options}"
+        )
+        self._run("initdb", "-A", "trust", "-U", "postgres", "-E", "UTF8")
+
+    def _run(self, program: str, *arguments: str) -> None:
         subprocess.run(
-            [*as_user, str(binaries[-1] / program), "-D", str(data), *arguments],
+            [
+                *self._as_user,
+                str(self._binaries / program),
+                "-D",
+                str(self.data),
+                *arguments,
+            ],
             check=True,
             stdout=subprocess.DEVNULL,
-            cwd=directory,
+            cwd=self.directory,
         )
 
-    run("initdb", "-A", "trust", "-U", "postgres", "-E", "UTF8")
-    options = f"-p {port} -c listen_addresses=127.0.0.1 -k {directory} -c fsync=off"
-    run("pg_ctl", "-w", "-l", str(directory / "log"), "-o", options, "start")
+    def url(self, database: str = "postgres") -> str:
+        return f"postgresql+psycopg://postgres@127.0.0.1:{self.port}/{database}"
+
+    def start(self) -> None:
+        log = str(self.directory / "log")
+        self._run("pg_ctl", "-w", "-l", log, "-o", self._options, "start")
+
+    def stop(self, mode: str = "immediate") -> None:
+        self._run("pg_ctl", "-w", "-m", mode, "stop")
+
+
+@contextmanager
+def debian_server(directory: Path):
+    """Run the server of Debian's package."""
+    server = DebianServer(directory, "-c fsync=off")
+    server.start()
     try:
-        yield f"postgresql+psycopg://postgres@127.0.0.1:{port}/postgres"
+        yield server.url()
     finally:
-        run("pg_ctl", "-w", "-m", "immediate", "stop")
+        server.stop()
 
 
 @pytest.fixture(scope="session")

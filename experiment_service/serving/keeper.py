@@ -25,7 +25,11 @@ from experiment_service.serving.snapshot import (
     write_copy,
 )
 from experiment_service.serving.sticky import StickyStore
-from experiment_service.storage.database import ChangeListener, transaction
+from experiment_service.storage.database import (
+    ChangeListener,
+    present_instant,
+    transaction,
+)
 from experiment_service.storage.experiments import (
     load_configuration,
     sticky_epochs_since,
@@ -191,7 +195,7 @@ class SnapshotKeeper:
         if self._problem is not None:
             log.info("configuration is read from the database again")
         self._problem = None
-        self._fill_sticky(now)
+        self._fill_sticky()
 
     def _write_copy(self, configuration: Configuration) -> None:
         try:
@@ -202,12 +206,12 @@ class SnapshotKeeper:
             log.exception("snapshot copy not written data_dir=%s", self._data_dir)
             self._copied = False
 
-    def _fill_sticky(self, now: datetime) -> None:
+    def _fill_sticky(self) -> None:
         try:
             self._forget_erased()
             for served in self.snapshot.experiments.values():
                 if served.sticky:
-                    self._fill_experiment(served.experiment.id, now)
+                    self._fill_experiment(served.experiment.id)
         except (sqlite3.Error, Unavailable):
             # The configuration is fresh all the same; the next look fills in more.
             log.exception("sticky store not filled")
@@ -218,12 +222,16 @@ class SnapshotKeeper:
             self._sticky.forget(new)
             self._forgotten = self.configuration.erased
 
-    def _fill_experiment(self, number: int, now: datetime) -> None:
-        until = self._sticky.filled_until(number)
-        if until and now - until < timedelta(seconds=self._poll_seconds / 2):
-            return  # another process of this machine was here
-        since = until - _STICKY_OVERLAP if until else None
+    def _fill_experiment(self, number: int) -> None:
         with transaction(self._engine) as connection:
+            # The rows carry the database's clock; this machine's may have jumped.
+            now = present_instant(connection)
+            until = self._sticky.filled_until(number)
+            if until and until > now:
+                until = None
+            if until and now - until < timedelta(seconds=self._poll_seconds / 2):
+                return  # another process of this machine was here
+            since = until - _STICKY_OVERLAP if until else None
             epochs = sticky_epochs_since(connection, number, since)
         self._sticky.fill(number, epochs, until=now)
 

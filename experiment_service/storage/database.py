@@ -6,12 +6,14 @@ set), `transaction` turns the driver's errors into ours.
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psycopg
 import sqlalchemy
-from sqlalchemy import Connection, Engine, text
+from psycopg.conninfo import make_conninfo
+from sqlalchemy import Connection, Engine, func, select, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
 
@@ -36,6 +38,17 @@ MINIMUM_SERVER_VERSION = 14
 _MIGRATIONS = Path(__file__).resolve().parents[2] / "migrations"
 _STATEMENT_TIMEOUT_MS = 60_000
 _LOCK_TIMEOUT_MS = 10_000
+
+#: Options of libpq that give up a connection whose other end is gone without a word,
+#: such as a machine that lost its power, after some 25 seconds; by default it takes
+#: hours. A server that is only slow keeps its connections.
+PATIENCE = {
+    "connect_timeout": 5,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 25_000,
+}
 
 
 @contextmanager
@@ -110,7 +123,7 @@ def create_engine(
         connect_args={
             "options": options,
             "application_name": f"experiment-service {name}",
-            "connect_timeout": 5,
+            **PATIENCE,
         },
     )
 
@@ -228,6 +241,12 @@ def allow_time(connection: Connection) -> None:
     connection.execute(text("SET LOCAL statement_timeout = 0"))
 
 
+def present_instant(connection: Connection) -> datetime:
+    """Return the present instant by the database's clock, which its rows carry."""
+    instant: datetime = connection.execute(select(func.now())).scalar_one()
+    return instant
+
+
 def notify_change(connection: Connection) -> None:
     """Tell every serving process, at commit, to read the configuration again."""
     connection.execute(text("SELECT pg_notify(:channel, '')"), {"channel": CHANNEL})
@@ -244,12 +263,10 @@ class ChangeListener:
     """A connection that waits for `notify_change`; one per serving process."""
 
     def __init__(self, url: str) -> None:
-        self._connection = psycopg.connect(
-            libpq_url(url),
-            autocommit=True,
-            connect_timeout=5,
-            application_name="experiment-service listener",
+        conninfo = make_conninfo(
+            libpq_url(url), application_name="experiment-service listener", **PATIENCE
         )
+        self._connection = psycopg.connect(conninfo, autocommit=True)
         self._connection.execute(f"LISTEN {CHANNEL}")
 
     def wait(self, timeout: float) -> bool:

@@ -13,6 +13,7 @@ from contextlib import closing
 
 import pytest
 
+from experiment_service import journal_file
 from experiment_service.errors import Unavailable
 from experiment_service.journal import Journal
 
@@ -327,6 +328,7 @@ def test_steady_traffic_reuses_its_space(journal, directory):
 FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
+from experiment_service import journal_file
 from experiment_service.errors import Unavailable
 from experiment_service.journal import Journal
 
@@ -366,6 +368,18 @@ def test_full_disk_fails_appends_until_there_is_space(directory):
     assert out == "recovered\n", err
     assert err.count("journal can't be written") == 1
     assert err.count("journal is written again") == 1
+
+
+def test_last_room_of_a_disk_is_left_for_deleting(journal, monkeypatch):
+    append(journal, b"a")
+    monkeypatch.setattr(journal_file, "_ROOM_BYTES", 1 << 60)
+    with pytest.raises(Unavailable, match=r"has \d+ MiB left.*; free some space"):
+        append(journal, b"b")
+    assert (journal.depth, journal.pending_bytes) == (1, 1)
+    journal.delete([sequence for sequence, _ in journal.read(10)])
+    monkeypatch.undo()
+    append(journal, b"c")
+    assert payloads_of(journal) == [b"c"]
 
 
 APPENDER = """

@@ -38,10 +38,10 @@ def start_keeper(data_dir, sticky):
     """Start keepers; they and their engines end with the test."""
     started = []
 
-    def start(url, *, poll_seconds=30.0):
+    def start(url, *, poll_seconds=30.0, clock=now):
         engine = database.create_engine(url, name="test keeper")
         keeper = SnapshotKeeper(
-            url, engine, data_dir, poll_seconds=poll_seconds, sticky=sticky, clock=now
+            url, engine, data_dir, poll_seconds=poll_seconds, sticky=sticky, clock=clock
         )
         started.append((keeper, engine))
         keeper.start()
@@ -197,6 +197,20 @@ def test_sticky_exposures_of_other_machines_are_filled_in(
     add_unit_exposure(shop, experiment.id, "far", epoch=2)
     wait_for(lambda: sticky.first_epoch(experiment.id, "later") == 6)
     assert sticky.first_epoch(experiment.id, "far") == 2
+
+
+@pytest.mark.parametrize("days", [-1, 1])
+def test_sticky_exposures_are_filled_in_whatever_the_clock_says(
+    shop, start_keeper, database_url, sticky, days
+):
+    experiment = run_experiment(shop, bandit("s", mode="sticky"))
+    sticky.fill(experiment.id, [], until=now() + timedelta(days=days))
+    start_keeper(
+        database_url, poll_seconds=0.5, clock=lambda: now() + timedelta(days=days)
+    )
+    for unit in ("one", "two"):
+        add_unit_exposure(shop, experiment.id, unit, epoch=3)
+        wait_for(lambda unit=unit: sticky.first_epoch(experiment.id, unit) == 3)
 
 
 def add_unit_exposure(engine, experiment_id, unit_id, *, epoch):
