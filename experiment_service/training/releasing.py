@@ -217,8 +217,8 @@ def _go(run: "_Run") -> ModelVersion:
             data_dir=around.data_dir,
             actor=around.actor,
             now=around.now,
-            share=pipeline.shadow and pipeline.shadow.share,
-            rule=pipeline.shadow and pipeline.shadow.rule,
+            share=None if pipeline.shadow is None else pipeline.shadow.share,
+            rule=None if pipeline.shadow is None else pipeline.shadow.rule,
         )
         log.info("released model=%s status=%s", stored.label, stored.status)
         run.trials.unlink(missing_ok=True)
