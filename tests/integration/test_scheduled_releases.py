@@ -10,6 +10,7 @@ import yaml
 from sqlalchemy import text
 
 from experiment_service import scheduled_releases, worker
+from experiment_service.config import Settings
 from experiment_service.errors import InvalidRequest
 from experiment_service.scheduled_releases import RETRIES, find_jobs
 from experiment_service.storage.database import transaction
@@ -59,7 +60,9 @@ def work(engine, database_url, folder, told, monkeypatch):
 
     def work(attempts=0):
         async def once():
-            app = worker.create_app(engine, database_url, find_jobs(folder))
+            app = worker.create_app(
+                engine, database_url, Settings.from_environment(), find_jobs(folder)
+            )
             async with app.open_async():
                 (key,) = [k for k in app.periodic_registry.periodic_tasks if k[1]]
                 periodic = app.periodic_registry.periodic_tasks[key]
