@@ -14,8 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from experiment_service.analysis.interval import NO_SPREAD, Withheld
-from experiment_service.analysis.moments import EpochMoments, Moments
-from experiment_service.analysis.proportion import successes_of
+from experiment_service.analysis.moments import EpochMoments, Moments, successes_of
 from experiment_service.domain.metric import MetricKind
 
 #: Fewer units of either variant, or of a proportion fewer successes or failures, are

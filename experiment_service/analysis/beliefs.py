@@ -9,8 +9,7 @@ import dataclasses
 
 import numpy as np
 
-from experiment_service.analysis.moments import Moments
-from experiment_service.analysis.proportion import successes_of
+from experiment_service.analysis.moments import Moments, successes_of
 from experiment_service.domain.metric import MetricKind
 from policies.base import ArmStatistics
 from policies.gaussian_thompson import GaussianThompson

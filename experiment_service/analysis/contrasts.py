@@ -7,8 +7,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from experiment_service.analysis.interval import NO_SPREAD, Withheld
-from experiment_service.analysis.moments import EpochMoments, Moments
-from experiment_service.analysis.proportion import successes_of
+from experiment_service.analysis.moments import EpochMoments, Moments, successes_of
 from experiment_service.analysis.scores import weigh
 from experiment_service.domain.metric import MetricKind
 

@@ -20,12 +20,11 @@ from experiment_service.analysis.interval import (
     check_level,
     lift_interval,
 )
-from experiment_service.analysis.moments import Moments
+from experiment_service.analysis.moments import Moments, successes_of
 from experiment_service.analysis.proportion import (
     combine_limits,
     newcombe,
     proportion_lift,
-    successes_of,
     wilson,
 )
 from experiment_service.domain.metric import MetricKind

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import ArrayLike
 
+from experiment_service.analysis.interval import check_counts
+
 # Rounding allowed between sums that were accumulated in a different order.
 _TOLERANCE = 1e-9
 # A sum of squared deviations this small against the raw sum of squares is rounding.
@@ -243,6 +245,23 @@ class EpochMoments:
     def units(self) -> float:
         """Number of units of the epoch, over all variants."""
         return math.fsum(moments.n for moments in self.moments.values())
+
+
+def successes_of(moments: Moments) -> tuple[float, float]:
+    """Return (successes, n) of a proportion's moments.
+
+    Raises
+    ------
+    ValueError
+        If y is not 0 or 1 on each unit, as far as the sums can tell.
+    """
+    if moments.sum_y != moments.sum_yy:
+        raise ValueError(
+            f"sum_y is {moments.sum_y} and sum_yy {moments.sum_yy}: "
+            "a proportion has y = 0 or 1, so they must be equal"
+        )
+    check_counts(moments.sum_y, moments.n)
+    return moments.sum_y, moments.n
 
 
 def _without_rounding(squares: float, scale: float) -> float:

@@ -19,7 +19,6 @@ from experiment_service.analysis.interval import (
     check_level,
     lift_interval,
 )
-from experiment_service.analysis.moments import Moments
 
 
 def wilson(successes: float, n: float, *, level: float = 0.95) -> Estimate:
@@ -178,20 +177,3 @@ def combine_limits(
     below = math.hypot(estimate1 - low1, high0 - estimate0)
     above = math.hypot(high1 - estimate1, estimate0 - low0)
     return middle - below, middle + above
-
-
-def successes_of(moments: Moments) -> tuple[float, float]:
-    """Return (successes, n) of a proportion's moments.
-
-    Raises
-    ------
-    ValueError
-        If y is not 0 or 1 on each unit, as far as the sums can tell.
-    """
-    if moments.sum_y != moments.sum_yy:
-        raise ValueError(
-            f"sum_y is {moments.sum_y} and sum_yy {moments.sum_yy}: "
-            "a proportion has y = 0 or 1, so they must be equal"
-        )
-    check_counts(moments.sum_y, moments.n)
-    return moments.sum_y, moments.n

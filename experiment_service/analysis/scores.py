@@ -11,8 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from experiment_service.analysis.interval import NO_SPREAD, Overlap, Withheld
-from experiment_service.analysis.moments import EpochMoments, Moments
-from experiment_service.analysis.proportion import successes_of
+from experiment_service.analysis.moments import EpochMoments, Moments, successes_of
 from experiment_service.domain.metric import MetricKind
 
 _Floats = NDArray[np.float64]

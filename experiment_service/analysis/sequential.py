@@ -20,8 +20,7 @@ from experiment_service.analysis.interval import (
     check_level,
     lift_interval,
 )
-from experiment_service.analysis.moments import Moments
-from experiment_service.analysis.proportion import successes_of
+from experiment_service.analysis.moments import Moments, successes_of
 from experiment_service.domain.metric import MetricKind
 
 JEFFREYS = (0.5, 0.5)

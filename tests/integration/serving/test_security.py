@@ -3,6 +3,7 @@
 import re
 import sqlite3
 import threading
+import time
 import uuid
 from contextlib import closing
 from datetime import UTC, datetime, timedelta

@@ -6,12 +6,11 @@ from hypothesis import strategies as st
 from statsmodels.stats.proportion import confint_proportions_2indep
 
 from experiment_service.analysis.interval import Interval, Withheld
-from experiment_service.analysis.moments import Moments
+from experiment_service.analysis.moments import Moments, successes_of
 from experiment_service.analysis.proportion import (
     combine_limits,
     newcombe,
     proportion_lift,
-    successes_of,
     wilson,
     wilson_limits,
 )
