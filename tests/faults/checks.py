@@ -119,8 +119,8 @@ def check_outcomes(engine):
 def check_epochs(engine):
     """Epochs have no hole, weights that sum to 1 and follow from their own row.
 
-    None looked into the future. Each exposure has the weight of its variant in its epoch as propensity, and each
-    unit one variant per epoch.
+    None looked into the future. Each exposure has the weight of its variant in its epoch
+    as propensity, and each unit one variant per epoch.
     """
     counts = {}
     with transaction(engine) as connection:
