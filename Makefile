@@ -38,8 +38,8 @@ demo: $(INSTALLED) ## run everything on real retail data, with shoppers; Ctrl-C 
 PROCESSES := tests/integration/serving tests/acceptance
 ALONE := $(addprefix --ignore=,$(PROCESSES))
 # What runs SQL of its own; the second server has to give the same.
-DATABASE := $(filter-out $(addprefix tests/integration/test_,cli.py release.py replay.py \
-	scheduled_releases.py training.py),$(wildcard tests/integration/test_*.py)) \
+DATABASE := $(filter-out $(addprefix tests/integration/test_,cli.py ingestion.py release.py \
+	replay.py scheduled_releases.py training.py worker.py),$(wildcard tests/integration/test_*.py)) \
 	tests/integration/reporting/test_reporting.py \
 	tests/integration/reporting/test_adjusted.py
 

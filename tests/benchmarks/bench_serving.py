@@ -147,7 +147,7 @@ def answering_by(port, epoch, wanted):
 def exchange(connection, method, path, document=None):
     body = json.dumps(document).encode() if document is not None else b""
     connection.sendall(
-        f"{method} {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        f"{method} {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
         f"content-length: {len(body)}\r\n\r\n".encode()
         + body
     )
