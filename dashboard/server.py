@@ -4,7 +4,6 @@ import hashlib
 import hmac
 import ipaddress
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from experiment_service.config import Settings, variables
 from experiment_service.errors import InvalidRequest, Unavailable
+from experiment_service.files import open_private
 
 
 def run(settings: Settings) -> None:
@@ -123,9 +123,8 @@ def write_secrets(settings: Settings, client_secret: str) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write("\n".join(["[auth]", *lines, ""]))
+        with open_private(path) as file:
+            file.write("\n".join(["[auth]", *lines, ""]).encode())
     except OSError as error:
         raise Unavailable(
             f"the login's settings can't be written to {path}: {error}"

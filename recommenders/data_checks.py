@@ -12,10 +12,9 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
-from scipy import stats
 
 from recommenders.checklist import Check
+from recommenders.drift import LEAST_SHARE, stability_index, stability_noise
 
 #: Names of a feature that get a bin of their own, the most frequent ones; the others
 #: share one.
@@ -23,12 +22,6 @@ LARGEST_BINS = 20
 
 #: Bins of a number, of equally many interactions each in the data that set them.
 QUANTILES = 10
-
-#: A share that a bin counts as at least.
-LEAST_SHARE = 1e-4
-
-#: Drift is told from chance at this level.
-_LEVEL = 0.999
 
 _OTHER, _MISSING = "other", "none"
 
@@ -271,7 +264,7 @@ def compare_data(
             # As if one unit were there, or an empty bin of a few would be drift.
             least=max(LEAST_SHARE, 1 / min(new.units, old.units)),
         )
-        chance = _by_chance(len(bins), new.units, old.units)
+        chance = stability_noise(len(bins), new.units, old.units)
         checks.append(
             _check(
                 f"drift of {name}", index, max(thresholds.max_psi, chance), "at most"
@@ -296,41 +289,6 @@ def check_overlap(units: float, items: float, thresholds: Thresholds) -> list[Ch
         for name, value, bound in named
         if bound is not None
     ]
-
-
-def stability_index(
-    new: NDArray[np.float64], old: NDArray[np.float64], *, least: float = LEAST_SHARE
-) -> float:
-    """Return the population stability index ``sum (p - q) ln(p / q)``; 0 is no drift.
-
-    Parameters
-    ----------
-    new, old : float64 arrays, shape (bins,)
-        Shares p and q.
-    least : float
-        What a bin counts as at least, so that an empty one is not infinitely far off.
-
-    References
-    ----------
-    Siddiqi (2006), Credit Risk Scorecards; up to 0.1 is commonly read as none, from
-    0.25 on as a shift.
-    """
-    p, q = np.maximum(new, least), np.maximum(old, least)
-    return float(((p - q) * np.log(p / q)).sum())
-
-
-def _by_chance(bins: int, new: int, old: int) -> float:
-    """Return the greatest index that chance explains, without any drift.
-
-    By units, as the interactions of one unit are alike.
-
-    References
-    ----------
-    Yurdakul and Naranjo (2020), Statistical properties of the population stability
-    index: it is near (1/n + 1/m) times chi-squared with bins less 1 degrees of freedom.
-    """
-    quantile = float(stats.chi2.ppf(_LEVEL, max(bins - 1, 1)))
-    return quantile * (1 / new + 1 / old)
 
 
 def _check(

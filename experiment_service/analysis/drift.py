@@ -6,10 +6,12 @@ from collections.abc import Hashable, Mapping
 from typing import TypeVar
 
 import numpy as np
-from scipy import special, stats
+from scipy import special
+
+from recommenders.drift import stability_index as index_of_shares
 
 #: Below the first nothing has changed, above the second much has: the usual convention
-#: (Siddiqi 2006), with no test behind it; see `stability_noise`.
+#: (Siddiqi 2006), with no test behind it; see `recommenders.drift`.
 SMALL_CHANGE, LARGE_CHANGE = 0.1, 0.25
 
 #: Groups that items are sorted into, the deciles of the convention.
@@ -26,9 +28,8 @@ def stability_index(
 ) -> float:
     """Return the population stability index of two distributions.
 
-    ``sum((p - q) ln(p / q))`` over the groups that either knows, which is the Jeffreys
-    divergence: 0 for equal distributions, symmetric. Half a count is added to each group,
-    so that an empty one gives a finite number.
+    That of `recommenders.drift`, over the groups that either knows. Half a count is added
+    to each group, so that an empty one gives a finite number.
 
     Parameters
     ----------
@@ -39,10 +40,6 @@ def stability_index(
     ------
     ValueError
         When one of them has no count.
-
-    References
-    ----------
-    Siddiqi (2006), Credit risk scorecards, chapter 9.
     """
     groups = sorted({*reference, *current}, key=str)
     q, p = (
@@ -52,25 +49,7 @@ def stability_index(
     if q.sum() <= 0 or p.sum() <= 0:
         raise ValueError("a stability index needs counts on both sides")
     q, p = ((counts + 0.5) / (counts + 0.5).sum() for counts in (q, p))
-    return float(((p - q) * np.log(p / q)).sum())
-
-
-def stability_noise(groups: int, reference_size: float, current_size: float) -> float:
-    """Return what the index exceeds once in a thousand when nothing has changed.
-
-    For independent draws the index is near ``(1/m + 1/n)`` times a chi-squared variable
-    of ``groups - 1`` degrees of freedom (Yurdakul and Naranjo 2020, Statistical
-    properties of the population stability index, Journal of Risk Model Validation).
-
-    Parameters
-    ----------
-    groups : int
-        Number of groups, at least 1.
-    reference_size, current_size : float, > 0
-        Independent draws on each side: units, as what is shown to one is much alike.
-    """
-    quantile = float(stats.chi2.ppf(0.999, groups - 1)) if groups > 1 else 0.0
-    return quantile * (1 / reference_size + 1 / current_size)
+    return index_of_shares(p, q, least=0.0)
 
 
 def popularity_groups(counts: Mapping[str, int]) -> dict[str, int]:

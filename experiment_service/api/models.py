@@ -1,6 +1,8 @@
 """Routes about model versions: which serves, which is a shadow, which is rejected."""
 
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 from fastapi import APIRouter, Path
@@ -16,7 +18,7 @@ from experiment_service.api.documents import (
 )
 from experiment_service.api.routes import ERRORS, Actor, Serving, answer
 from experiment_service.api.schemas import Identifier, Request
-from experiment_service.api.services import clock
+from experiment_service.api.services import Services, clock
 from experiment_service.domain.shadow import ShadowRule
 from experiment_service.lazy import LazyModule
 from experiment_service.storage import models
@@ -98,19 +100,15 @@ def set_shadow(
 ) -> Response:
     """Compute a version beside the live one, never shown, for a share of units."""
     rule = None if body.rule is None else ShadowRule.parse(body.rule.model_dump())
-    with transaction(services.engine) as connection:
-        decided = promotion.set_shadow(
-            connection,
-            data_dir=services.data_dir,
-            name=name,
-            version=version,
-            share=body.share,
-            rule=rule,
-            actor=actor,
-            reason=body.reason,
-            now=clock(),
-        )
-    return _decided(decided)
+    decide = partial(
+        promotion.set_shadow,
+        data_dir=services.data_dir,
+        name=name,
+        version=version,
+        share=body.share,
+        rule=rule,
+    )
+    return _decided(services, decide, actor, body.reason)
 
 
 @router.post(
@@ -124,17 +122,10 @@ def promote(
     body: DecideRequest | None = None,
 ) -> Response:
     """Let a candidate or a shadow serve; the version that served is retired."""
-    with transaction(services.engine) as connection:
-        decided = promotion.promote(
-            connection,
-            data_dir=services.data_dir,
-            name=name,
-            version=version,
-            actor=actor,
-            reason=body.reason if body else "",
-            now=clock(),
-        )
-    return _decided(decided)
+    decide = partial(
+        promotion.promote, data_dir=services.data_dir, name=name, version=version
+    )
+    return _decided(services, decide, actor, body.reason if body else "")
 
 
 @router.post(
@@ -148,16 +139,8 @@ def reject(
     body: DecideRequest | None = None,
 ) -> Response:
     """End a candidate or a shadow for ever; nothing that serves changes."""
-    with transaction(services.engine) as connection:
-        decided = promotion.reject(
-            connection,
-            name=name,
-            version=version,
-            actor=actor,
-            reason=body.reason if body else "",
-            now=clock(),
-        )
-    return _decided(decided)
+    decide = partial(promotion.reject, name=name, version=version)
+    return _decided(services, decide, actor, body.reason if body else "")
 
 
 @router.post("/v1/models/{name}/rollback", response_model=ModelDocument)
@@ -168,18 +151,18 @@ def roll_back(
     body: RollBackRequest | None = None,
 ) -> Response:
     """Let a former version serve again."""
+    decide = partial(
+        promotion.roll_back,
+        data_dir=services.data_dir,
+        name=name,
+        version=body.version if body else None,
+    )
+    return _decided(services, decide, actor, body.reason if body else "")
+
+
+def _decided(
+    services: Services, decide: Callable[..., ModelVersion], actor: str, reason: str
+) -> Response:
     with transaction(services.engine) as connection:
-        decided = promotion.roll_back(
-            connection,
-            data_dir=services.data_dir,
-            name=name,
-            version=body.version if body else None,
-            actor=actor,
-            reason=body.reason if body else "",
-            now=clock(),
-        )
-    return _decided(decided)
-
-
-def _decided(version: ModelVersion) -> Response:
+        version = decide(connection, actor=actor, reason=reason, now=clock())
     return answer(asdict(version))

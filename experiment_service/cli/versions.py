@@ -1,9 +1,10 @@
 """Commands about model versions: list, shadow, promote, reject, roll back."""
 
 import argparse
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-from experiment_service import promotion
 from experiment_service.cli.common import (
     actor,
     clock,
@@ -13,8 +14,14 @@ from experiment_service.cli.common import (
 )
 from experiment_service.config import Settings
 from experiment_service.domain.shadow import ShadowRule
+from experiment_service.lazy import LazyModule
 from experiment_service.storage.database import transaction
 from experiment_service.storage.models import ModelVersion, list_versions
+
+if TYPE_CHECKING:
+    from experiment_service import promotion
+else:
+    promotion = LazyModule("experiment_service.promotion")
 
 
 def add_versions(commands: Any) -> None:  # noqa: ANN401 - argparse names no type
@@ -76,60 +83,44 @@ def _shadow(settings: Settings, parsed: argparse.Namespace) -> None:
     rule = None
     if parsed.rule is not None:
         rule = ShadowRule.parse(json_object("--rule", parsed.rule))
-    with open_engine(settings) as engine, transaction(engine) as connection:
-        version = promotion.set_shadow(
-            connection,
-            data_dir=settings.data_dir,
-            name=parsed.name,
-            version=parsed.version,
-            share=parsed.share,
-            rule=rule,
-            actor=actor(),
-            reason=parsed.reason,
-            now=clock(),
-        )
+    decide = partial(
+        promotion.set_shadow,
+        data_dir=settings.data_dir,
+        share=parsed.share,
+        rule=rule,
+    )
+    version = _decide(settings, parsed, decide)
     print(f"{version.label}: {version.status} of {parsed.share:g} of units")
 
 
 def _promote(settings: Settings, parsed: argparse.Namespace) -> None:
-    with open_engine(settings) as engine, transaction(engine) as connection:
-        version = promotion.promote(
-            connection,
-            data_dir=settings.data_dir,
-            name=parsed.name,
-            version=parsed.version,
-            actor=actor(),
-            reason=parsed.reason,
-            now=clock(),
-        )
-    _tell(version)
+    decide = partial(promotion.promote, data_dir=settings.data_dir)
+    _tell(_decide(settings, parsed, decide))
 
 
 def _reject(settings: Settings, parsed: argparse.Namespace) -> None:
-    with open_engine(settings) as engine, transaction(engine) as connection:
-        version = promotion.reject(
-            connection,
-            name=parsed.name,
-            version=parsed.version,
-            actor=actor(),
-            reason=parsed.reason,
-            now=clock(),
-        )
-    _tell(version)
+    _tell(_decide(settings, parsed, promotion.reject))
 
 
 def _rollback(settings: Settings, parsed: argparse.Namespace) -> None:
+    decide = partial(promotion.roll_back, data_dir=settings.data_dir)
+    _tell(_decide(settings, parsed, decide))
+
+
+def _decide(
+    settings: Settings,
+    parsed: argparse.Namespace,
+    decide: Callable[..., ModelVersion],
+) -> ModelVersion:
     with open_engine(settings) as engine, transaction(engine) as connection:
-        version = promotion.roll_back(
+        return decide(
             connection,
-            data_dir=settings.data_dir,
             name=parsed.name,
             version=parsed.version,
             actor=actor(),
             reason=parsed.reason,
             now=clock(),
         )
-    _tell(version)
 
 
 def _tell(version: ModelVersion) -> None:

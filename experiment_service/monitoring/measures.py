@@ -19,9 +19,9 @@ from experiment_service.analysis.drift import (
     grouped,
     popularity_groups,
     stability_index,
-    stability_noise,
 )
 from experiment_service.storage.monitors import PlaceCount, ServedExposure
+from recommenders.drift import stability_noise
 
 #: Fewer exposures than these say nothing about a share.
 MINIMUM_EXPOSURES = 100

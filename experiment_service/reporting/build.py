@@ -93,8 +93,12 @@ def overview(
 ) -> tuple[OverviewRow, ...]:
     """Build a line for every experiment: running ones first, then by key."""
     rows = []
+    # Of all experiments, so one look does for every line.
+    orphans = counts.orphan_count(connection, since=as_of - RECENT)
     for experiment in storage.list_experiments(connection):
-        report = glance(connection, experiment, as_of=as_of, level=level)
+        report = glance(
+            connection, experiment, as_of=as_of, level=level, orphans=orphans
+        )
         rows.append(
             OverviewRow(
                 facts=report.facts,
@@ -112,14 +116,29 @@ def glance(
     *,
     as_of: datetime,
     level: float = 0.95,
+    orphans: counts.OrphanCount | None = None,
 ) -> Report:
-    """Build a report on the reward and the guardrails alone, without series."""
+    """Build a report on the reward and the guardrails alone, without series.
+
+    Parameters
+    ----------
+    orphans : OrphanCount, optional
+        Those of the last hour, when they have been counted already.
+    """
     declaration = experiment.declaration
     metrics = [
         declaration.reward,
         *map(declaration.metric, declaration.guardrails),
     ]
-    return _build(connection, experiment, metrics, as_of, level, with_series=False)
+    return _build(
+        connection,
+        experiment,
+        metrics,
+        as_of,
+        level,
+        with_series=False,
+        orphans=orphans,
+    )
 
 
 def list_experiments(connection: Connection) -> tuple[ListedExperiment, ...]:
@@ -164,6 +183,7 @@ def _build(
     with_series: bool = True,
     days: Days | None = None,
     group: Group | None = None,
+    orphans: counts.OrphanCount | None = None,
 ) -> Report:
     """Build a report on the given metrics, the reward first."""
     traffic = _traffic(connection, experiment, as_of)
@@ -201,7 +221,16 @@ def _build(
         all_data = metric_data(reward, all_rewards, traffic.epochs)
         whole = metric_report(experiment, reward, all_rewards, all_data, level=level)
     facts = facts_of(experiment, traffic, as_of=as_of)
-    checks = _checks(connection, experiment, traffic, (whole, all_rewards), as_of)
+    if orphans is None:
+        orphans = counts.orphan_count(connection, since=as_of - RECENT)
+    checks = _checks(
+        connection,
+        experiment,
+        traffic,
+        (whole, all_rewards),
+        orphans=orphans,
+        as_of=as_of,
+    )
     return Report(
         as_of=as_of,
         level=level,
@@ -237,6 +266,8 @@ def _checks(
     experiment: Experiment,
     traffic: Traffic,
     reward: tuple[MetricReport, reads.MetricCells],
+    *,
+    orphans: counts.OrphanCount,
     as_of: datetime,
 ) -> tuple[Check, ...]:
     report, cells = reward
@@ -244,7 +275,7 @@ def _checks(
         experiment,
         traffic,
         lag=counts.recording_lag(connection, experiment),
-        orphans=counts.orphan_count(connection, since=as_of - RECENT),
+        orphans=orphans,
         missing=counts.missing_exposure_counts(
             connection, experiment, since=as_of - RECENT
         ),

@@ -12,8 +12,8 @@ from experiment_service.analysis.drift import (
     grouped,
     popularity_groups,
     stability_index,
-    stability_noise,
 )
+from recommenders.drift import stability_noise
 
 
 def test_the_index_is_the_sum_of_both_relative_entropies():

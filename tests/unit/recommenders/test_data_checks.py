@@ -15,8 +15,8 @@ from recommenders.data_checks import (
     check_overlap,
     compare_data,
     profile,
-    stability_index,
 )
+from recommenders.drift import stability_index
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 NOW = START + timedelta(days=60)
