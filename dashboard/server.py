@@ -48,7 +48,7 @@ def run(settings: Settings) -> None:
 
 
 def _run(settings: Settings, options: dict[str, str]) -> None:
-    command = [sys.executable, "-m", "streamlit", "run"]
+    command = [sys.executable, "-m", "dashboard.process", "run"]
     command.append(str(Path(__file__).with_name("app.py")))
     command += [
         part for name, value in options.items() for part in (f"--{name}", value)

@@ -142,7 +142,11 @@ def _segments(report: Report, segments: SegmentsReport) -> None:
     st.html(segment_tables.tests_table(segments))
     colour_of = encodings.colours(report.facts)
     for attribute in segments.attributes:
-        with st.expander(f"By {attribute.attribute}"):
+        name = f"By {attribute.attribute}"
+        # A chart of each attribute costs the browser much, so closed ones have none.
+        with st.expander(name, key=name, on_change="rerun") as levels:
+            if not levels.open:
+                continue
             parts.chart(
                 segment_tables.levels(attribute, report.facts.control, colour_of),
                 instead="No interval can be given yet; the table says why.",

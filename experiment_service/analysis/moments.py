@@ -7,7 +7,7 @@ strata pool exactly by `+`. This module knows no interval and no metric.
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -55,18 +55,18 @@ class Moments:
     sum_xy: float
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value = float(getattr(self, field.name))
+        for name in self.__slots__:
+            value = float(getattr(self, name))
             if not math.isfinite(value):
-                raise ValueError(f"{field.name} is {value}, must be finite")
-            object.__setattr__(self, field.name, value)
+                raise ValueError(f"{name} is {value}, must be finite")
+            object.__setattr__(self, name, value)
         if self.n < 0 or self.n != math.floor(self.n):
             raise ValueError(f"n is {self.n}, must be a whole number >= 0")
         if self.sum_yy < 0 or self.sum_xx < 0:
             raise ValueError(
                 f"sums of squares are {self.sum_yy} and {self.sum_xx}, must be >= 0"
             )
-        if self.n == 0 and any(dataclasses.astuple(self)):
+        if self.n == 0 and any(self.row):
             raise ValueError("n is 0, so every sum must be 0")
         self._check_cauchy_schwarz()
 
@@ -145,6 +145,16 @@ class Moments:
             sum_xx=n,
             sum_xy=successes,
         )
+
+    @classmethod
+    def from_row(cls, row: Iterable[float]) -> "Moments":
+        """Return moments of n, sum_y, sum_yy, sum_x, sum_xx and sum_xy."""
+        return cls(**dict(zip(cls.__slots__, row, strict=True)))
+
+    @property
+    def row(self) -> tuple[float, float, float, float, float, float]:
+        """n, sum_y, sum_yy, sum_x, sum_xx and sum_xy."""
+        return self.n, self.sum_y, self.sum_yy, self.sum_x, self.sum_xx, self.sum_xy
 
     @property
     def swapped(self) -> "Moments":

@@ -206,17 +206,12 @@ def _shares(epoch: EpochMoments, treatment: str, control: str) -> bool:
 def _traffic(
     epochs: Sequence[EpochMoments], variant: str, kind: MetricKind
 ) -> _Traffic:
-    own = [
-        _of_kind(epoch.moments.get(variant, Moments.zero()), kind) for epoch in epochs
-    ]
-    total = sum(own, Moments.zero())
-    sums = _rows(own)
-    everyone = _rows(
-        [
-            _of_kind(sum(epoch.moments.values(), Moments.zero()), kind)
-            for epoch in epochs
-        ]
-    )
+    by_variant = {
+        name: _rows([epoch.moments.get(name, Moments.zero()) for epoch in epochs], kind)
+        for name in {variant, *(name for epoch in epochs for name in epoch.moments)}
+    }
+    sums = by_variant[variant]
+    everyone = np.sum(list(by_variant.values()), axis=0)
     # Without a past there is the epoch itself: the scores then give the plain
     # difference of means, which fixed weights allow.
     source = np.cumsum(sums, axis=0) - sums
@@ -227,24 +222,21 @@ def _traffic(
         sums=sums,
         guess_y=source[:, 1] / source[:, 0],
         guess_x=source[:, 3] / source[:, 0],
-        total=total,
+        total=Moments.from_row(sums.sum(axis=0)),
     )
 
 
-def _of_kind(moments: Moments, kind: MetricKind) -> Moments:
-    """Return the moments with x = 1 unless the metric is a ratio."""
-    if kind == "ratio":
-        return moments
+def _rows(moments: Sequence[Moments], kind: MetricKind) -> _Floats:
+    """Return a row of sums for each; x = 1 unless the metric is a ratio."""
+    rows = np.array([each.row for each in moments], dtype=np.float64)
+    rows = rows.reshape(-1, 6)
+    if kind != "ratio":
+        rows[:, 3] = rows[:, 4] = rows[:, 0]
+        rows[:, 5] = rows[:, 1]
     if kind == "proportion":
-        return Moments.from_counts(*successes_of(moments))
-    return dataclasses.replace(
-        moments, sum_x=moments.n, sum_xx=moments.n, sum_xy=moments.sum_y
-    )
-
-
-def _rows(moments: Sequence[Moments]) -> _Floats:
-    rows = [(m.n, m.sum_y, m.sum_yy, m.sum_x, m.sum_xx, m.sum_xy) for m in moments]
-    return np.array(rows, dtype=np.float64).reshape(-1, 6)
+        for each in moments:
+            successes_of(each)
+    return rows
 
 
 def _overlap(treated: _Traffic, controlled: _Traffic, h: _Floats) -> Overlap:

@@ -107,12 +107,14 @@ def create_engine(
     name : str
         Shown as ``application_name`` in ``pg_stat_activity``.
     read_only : bool
-        Let the server refuse to write.
+        Let the server refuse to write, and plan each query for its own parameters: an
+        experiment may have a million units or none.
     """
     options = (
         f"-c timezone=UTC -c statement_timeout={_STATEMENT_TIMEOUT_MS} "
         f"-c lock_timeout={_LOCK_TIMEOUT_MS} "
-        f"-c default_transaction_read_only={'on' if read_only else 'off'}"
+        f"-c default_transaction_read_only={'on' if read_only else 'off'} "
+        f"-c plan_cache_mode={'force_custom_plan' if read_only else 'auto'}"
     )
     return sqlalchemy.create_engine(
         url,

@@ -245,13 +245,18 @@ def moments_by_level(
 
 
 def _hashed(connection: Connection, query: Select[Any]) -> Sequence[Row[Any]]:
-    """Run a query that groups many units into few cells, without sorting the units.
+    """Run a query that groups many units into few cells, joining and grouping by hashes.
 
-    The planner can't know how few: it takes each instant for a day of its own.
+    The planner can't know how few: it takes each instant for a day of its own. Nor how
+    many units there are in an experiment that it has no statistics of yet, for which it
+    would look through all outcomes once per unit.
     """
-    connection.execute(text("SET LOCAL enable_sort = off"))
+    avoided = ("enable_sort", "enable_nestloop")
+    for plan in avoided:
+        connection.execute(text(f"SET LOCAL {plan} = off"))
     rows = connection.execute(query).all()
-    connection.execute(text("SET LOCAL enable_sort TO DEFAULT"))
+    for plan in avoided:
+        connection.execute(text(f"SET LOCAL {plan} TO DEFAULT"))
     return rows
 
 

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import event, text
 
 from experiment_service.domain.declaration import parse_declaration
 from experiment_service.domain.event import Exposure, Interaction
@@ -160,6 +160,30 @@ def test_an_experiment_without_events_has_no_moments(connection):
     assert counts.late_count(connection, experiment, as_of=T0).interactions == 0
     assert counts.recording_lag(connection, experiment) is None
     assert counts.events_by_minute(connection, since=T0) == []
+
+
+def test_units_are_joined_by_hashes_before_there_are_statistics(connection):
+    experiment = experiment_of(connection)
+    made = [exposure(experiment, f"u{n}", "ab"[n % 2], T0) for n in range(60)]
+    clicks = [interaction(each, T0) for each in made]
+    store_events(connection, made, clicks)
+    asked = []
+
+    def explained(_, cursor, statement, parameters, *__):
+        if "unit_outcome" in statement and not statement.startswith("EXPLAIN"):
+            cursor.execute(f"EXPLAIN {statement}", parameters)
+            asked.append("\n".join(line for (line,) in cursor.fetchall()))
+
+    event.listen(connection, "before_cursor_execute", explained)
+    at_top = replace(RATE, placements=None, positions=(1, 1))
+    reads.metric_moments(connection, experiment, at_top, cutoff=T0 + HOUR)
+    event.remove(connection, "before_cursor_execute", explained)
+    (plan,) = asked
+    assert "unit_outcome" in plan
+    assert "Nested Loop" not in plan
+    # What was avoided is allowed again in the same transaction.
+    assert connection.scalar(text("SHOW enable_nestloop")) == "on"
+    assert connection.scalar(text("SHOW enable_sort")) == "on"
 
 
 def test_units_are_counted_in_the_variant_of_their_first_exposure(connection):

@@ -169,6 +169,10 @@ def test_filters_are_in_the_address_and_can_be_taken_back(address, logged_in, sh
     )
     expect(logged_in).to_have_url(re.compile("metric=clicks_per_visitor"))
     assert "from=" not in logged_in.url
+    logged_in.get_by_text("By device", exact=True).click()
+    expect(logged_in.get_by_text("corrected for all levels")).to_be_visible(
+        timeout=20_000
+    )
 
 
 def test_files_can_be_taken_away(address, logged_in, shop, tmp_path):

@@ -191,7 +191,8 @@ def test_effects_are_shown_by_attribute_of_visitors(shop, open_page):
     (row,) = table(test, "is the same at all levels")[1:]
     assert row[:2] == ["device", "2"]
     assert all(cell.startswith("No difference shown p ") for cell in row[2:])
-    levels = table(test, "corrected for all levels")
+    test.session_state["By device"] = True
+    levels = table(test.run(), "corrected for all levels")
     units = {
         device: len(
             {

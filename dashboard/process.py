@@ -1,0 +1,18 @@
+"""What the dashboard's process runs: Streamlit, once all that pages need is loaded.
+
+Pages load nothing by themselves, so the first one is as fast as any other.
+"""
+
+import pkgutil
+import sys
+from importlib import import_module
+from pathlib import Path
+
+from streamlit.web import cli
+
+if __name__ == "__main__":
+    for _module in pkgutil.iter_modules([str(Path(__file__).parent)], "dashboard."):
+        # The app and its views are scripts: Streamlit runs them for each visitor.
+        if _module.name != "dashboard.app" and not _module.ispkg:
+            import_module(_module.name)
+    sys.exit(cli.main(prog_name="streamlit"))
