@@ -5,13 +5,13 @@ beside it, which the kernel frees when a process dies in whatever way: the last 
 stops the server, and the first one clears away what a crash left.
 """
 
+import contextlib
 import fcntl
 import os
 import subprocess
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,11 @@ from experiment_service.errors import Unavailable
 
 _START_ATTEMPTS = 30
 _PAUSE_SECONDS = 0.5
+# Serving comes first when there is not enough of the machine for both.
+_NICENESS = 10
 
 
-@contextmanager
+@contextlib.contextmanager
 def embedded_server(data_dir: Path) -> Iterator[str]:
     """Yield the URI of the server under ``data_dir/postgres``, started when it is not.
 
@@ -106,11 +108,19 @@ def _start(directory: Path) -> Any:  # noqa: ANN401 - the wheel has no types
         except (OSError, subprocess.SubprocessError, RuntimeError) as error:
             raise _can_not_start(directory, error) from error
         else:
+            _step_back(directory)
             return server
     raise _can_not_start(directory, failure) from failure
 
 
-@contextmanager
+def _step_back(directory: Path) -> None:
+    """Lower the server's priority; its connections inherit it."""
+    with contextlib.suppress(OSError, psutil.Error, ValueError):
+        pid = int((directory / "postmaster.pid").read_text().split()[0])
+        psutil.Process(pid).nice(_NICENESS)
+
+
+@contextlib.contextmanager
 def _alone_on_this_machine() -> Iterator[None]:
     """Let one process at a time add the server's user.
 
