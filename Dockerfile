@@ -9,8 +9,10 @@ COPY policies policies
 COPY recommenders recommenders
 COPY dashboard dashboard
 COPY migrations migrations
+# Such as [mlflow].
+ARG EXTRAS=
 # The lock file chooses the versions; without the groups for demo and development.
-RUN uv pip install --no-cache --python /opt/venv --constraint requirements.lock .
+RUN uv pip install --no-cache --python /opt/venv --constraint requirements.lock ".$EXTRAS"
 
 FROM python:3.11-slim-bookworm
 RUN groupadd --system --gid 10001 service \

@@ -35,11 +35,11 @@ demo: $(INSTALLED) ## run everything on real retail data, with shoppers; Ctrl-C 
 	@$(BIN)/experiment-service demo
 
 # Tests that start processes and watch the clock run apart from the others, file by file.
-PROCESSES := tests/integration/serving tests/acceptance
+PROCESSES := tests/integration/serving tests/integration/test_mirroring.py tests/acceptance
 ALONE := $(addprefix --ignore=,$(PROCESSES))
 # What runs SQL of its own; the second server has to give the same.
-DATABASE := $(filter-out $(addprefix tests/integration/test_,cli.py ingestion.py release.py \
-	replay.py scheduled_releases.py training.py worker.py),$(wildcard tests/integration/test_*.py)) \
+DATABASE := $(filter-out $(addprefix tests/integration/test_,cli.py ingestion.py mirroring.py \
+	release.py replay.py scheduled_releases.py training.py worker.py),$(wildcard tests/integration/test_*.py)) \
 	tests/integration/reporting/test_reporting.py \
 	tests/integration/reporting/test_adjusted.py
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from experiment_service.domain.monitor import parse_thresholds
 from experiment_service.errors import InvalidRequest
@@ -64,6 +65,8 @@ class Settings:
         Where alerts and failed releases are told, as addresses of apprise.
     monitor_thresholds : mapping of str to float
         Those of monitors that are not the default.
+    mlflow_tracking_uri : str or None
+        MLflow tracking server that model versions are mirrored to; None for none.
     pipelines : Path or None
         Folder of the pipelines that the worker releases on their schedules.
     log_format : str
@@ -93,6 +96,7 @@ class Settings:
     trusted_proxies: str | None = None
     notify_urls: tuple[str, ...] = field(default=(), repr=False)
     monitor_thresholds: Mapping[str, float] = field(default_factory=dict)
+    mlflow_tracking_uri: str | None = None
     pipelines: Path | None = None
     log_format: str = "text"
 
@@ -250,6 +254,30 @@ def _http_url(raw: str) -> str:
     return raw
 
 
+def tracking_uri(raw: str) -> str:
+    """Return the address of a tracking server, which may be logged.
+
+    Raises
+    ------
+    ValueError
+        With the rule, and without the address.
+    """
+    rule = "it must be http:// or https:// and a host"
+    try:
+        parts = urlsplit(raw)
+        has_port = parts.port != 0
+    except ValueError:
+        raise ValueError(rule) from None
+    if parts.scheme not in ("http", "https") or not parts.hostname or not has_port:
+        raise ValueError(rule)
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        raise ValueError(
+            "it must hold no user, password or token; MLFLOW_TRACKING_USERNAME, "
+            "MLFLOW_TRACKING_PASSWORD and MLFLOW_TRACKING_TOKEN are for them"
+        )
+    return raw.rstrip("/")
+
+
 def _metadata_url(raw: str) -> str:
     if not raw.startswith(("https://", "http://localhost", "http://127.0.0.1")):
         raise ValueError("it must start with https://")
@@ -272,6 +300,7 @@ _SECRET = frozenset(
         "dashboard_password_hash",
         "oidc_client_secret",
         "notify_urls",
+        "mlflow_tracking_uri",
     }
 )
 
@@ -312,5 +341,6 @@ _READERS: Mapping[str, Callable[[str], Any]] = {
     "ofrep_exposures": _one_of("never", "single"),
     "notify_urls": split_urls,
     "monitor_thresholds": parse_thresholds,
+    "mlflow_tracking_uri": tracking_uri,
     "log_format": _one_of("text", "json"),
 }

@@ -5,15 +5,14 @@ the worker's other jobs nor take the worker along when the machine runs out of m
 """
 
 import asyncio
-import contextlib
 import logging
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import procrastinate
 
+from experiment_service.child import run_command
 from experiment_service.notification import notify
 
 log = logging.getLogger(__name__)
@@ -28,16 +27,11 @@ _WAIT_SECONDS = 8
 #: A release that takes longer is ended, told, and not tried again.
 LIMIT_SECONDS = 12 * 3600
 
-#: Seconds to end in order, before it is killed.
-_GRACE_SECONDS = 5
-
 #: How often is looked for releases whose worker died.
 _LOST_SECONDS = 60
 
 #: Exit statuses of the command: all is said, and trying again would say the same.
 _RELEASED, _REFUSED = 0, 2
-
-_LAST_LINES = 20
 
 
 class ReleaseFailed(Exception):  # noqa: N818 - what it says of a release
@@ -172,34 +166,9 @@ async def _retry_lost(app: procrastinate.App) -> None:
 async def _run(
     path: str, market: str | None, environment: Mapping[str, str]
 ) -> tuple[int | None, str]:
-    """Run the command; return its exit status, None when it took too long, and output."""
-    command = [sys.executable, "-m", "experiment_service", "release", path]
-    command += ["--scheduled", *(() if market is None else ("--market", market))]
-    process = await asyncio.create_subprocess_exec(
-        *command,
-        env=dict(environment),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        # The worker ends it in order; Ctrl-C in a terminal would reach both.
-        start_new_session=True,
+    """Run the command, as of `run_command`."""
+    command = ["release", path, "--scheduled"]
+    command += () if market is None else ("--market", market)
+    return await run_command(
+        command, environment=environment, limit_seconds=LIMIT_SECONDS
     )
-    try:
-        out, err = await asyncio.wait_for(process.communicate(), LIMIT_SECONDS)
-    except TimeoutError:
-        return None, f"it took longer than {LIMIT_SECONDS // 3600} hours and was ended"
-    finally:
-        if process.returncode is None:
-            await _end(process)
-    last = err.decode(errors="replace").splitlines()[-_LAST_LINES:]
-    return process.returncode, "\n".join([out.decode(errors="replace"), *last]).strip()
-
-
-async def _end(process: asyncio.subprocess.Process) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        process.terminate()
-    try:
-        await asyncio.wait_for(process.wait(), _GRACE_SECONDS)
-    except TimeoutError:
-        process.kill()
-        await process.wait()

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 import procrastinate
 from sqlalchemy import Engine
 
-from experiment_service import scheduled_releases
+from experiment_service import scheduled_mirror, scheduled_releases
 from experiment_service.config import Settings
 from experiment_service.domain.monitor import thresholds
-from experiment_service.lazy import LazyModule
+from experiment_service.lazy import LazyModule, require
 from experiment_service.notification import check_urls
 from experiment_service.reallocation import due_experiments, reallocate
 from experiment_service.scheduled_releases import ReleaseJob, find_jobs
@@ -179,12 +179,14 @@ def run_worker(url: str, settings: Settings) -> None:
     Raises
     ------
     InvalidRequest
-        At the start, when a pipeline is wrong, or notifications can't be sent as the
-        settings say.
+        At the start, when a pipeline is wrong, notifications can't be sent as the
+        settings say, or MLflow is to be mirrored to and not installed.
     Unavailable
         At the start, when the schema is not up to date or the server does not answer.
     """
     check_urls(settings.notify_urls)
+    if settings.mlflow_tracking_uri is not None:
+        require("mlflow", extra="mlflow", why="a tracking server is given")
     releases: Sequence[ReleaseJob] = ()
     if settings.pipelines is not None:
         releases = find_jobs(settings.pipelines)
@@ -246,6 +248,9 @@ async def _run_until_failure(
         log.info("worker started jobs=%s", jobs)
         if releases:
             group.create_task(scheduled_releases.work(app))
+        if settings.mlflow_tracking_uri is not None:
+            environment = settings.environment(database_url=url)
+            group.create_task(scheduled_mirror.follow(engine, environment=environment))
         group.create_task(
             app.run_worker_async(
                 # Not those of another worker that has pipelines.

@@ -33,10 +33,14 @@ FORMAT_VERSION = 1
 #: A folder of this ending was left by a process that died while it wrote.
 PARTIAL_SUFFIX = ".partial"
 
-_MANIFEST = "manifest.json"
+MANIFEST = "manifest.json"
 #: Files of texts, one after the other, and of where each begins.
 _IDS = ("item_ids.bin", "item_offsets.npy")
 _NAMES = ("item_names.bin", "item_name_offsets.npy")
+_FILES = frozenset(
+    {"units.npy", "lists.npy", "items.npy", "default.npy", "related.npy"}
+    | {*_IDS, *_NAMES}
+)
 _BLOCK_ROWS = 65_536
 
 _Rows = NDArray[np.int32]
@@ -138,8 +142,8 @@ def publish_lists(
             "depth": int(lists.shape[1]),
             "files": files,
         }
-        content = json.dumps(manifest, indent=2, sort_keys=True).encode()
-        _write(folder / _MANIFEST, [content])
+        content = _encoded(manifest)
+        _write(folder / MANIFEST, [content])
     return hashlib.sha256(content).hexdigest()
 
 
@@ -285,6 +289,42 @@ class PublishedLists:
         )
         return units, items
 
+    def check_content(self) -> list[str]:
+        """Check what `open` trusts a writer with: lists name items, ids are in order.
+
+        For lists that come from elsewhere.
+
+        Returns
+        -------
+        list of str
+            The item ids, which may break rules of whoever shows them.
+
+        Raises
+        ------
+        ValueError
+            Names the file that breaks a rule.
+        """
+        for file, flat in (("lists.npy", self._lists), ("related.npy", self._related)):
+            if flat is not None and not _in_range(np.asarray(flat), self.items):
+                raise _damaged(self.directory / file, "names an item that is not there")
+        rows = list(range(self.items))
+        try:
+            ids = _texts(rows, self._item_ids, self._item_offsets)
+            if self._names is not None:
+                _texts(rows, *self._names)
+        except UnicodeDecodeError as error:
+            raise _damaged(
+                self.directory, f"holds a text that is none: {error}"
+            ) from error
+        ordered = {"units.npy": self._unit_hashes, "items.npy": self._item_hashes}
+        for file, numbers in ordered.items():
+            hashes = np.asarray(numbers)
+            if np.any(hashes[1:] <= hashes[:-1]):
+                raise _damaged(self.directory / file, "is not in ascending order")
+        if not np.array_equal(_hashes(ids), np.asarray(self._item_hashes)):
+            raise _damaged(self.directory / "items.npy", "is not of the item ids")
+        return ids
+
     def _list(
         self, lists: _Numbers, row: int | None, limit: int | None
     ) -> list[str] | None:
@@ -312,6 +352,39 @@ class PublishedLists:
                 raise _damaged(path, f"can't be read ({error.strerror})") from error
             if digest != facts["sha256"]:
                 raise _damaged(path, f"has SHA-256 {digest}, not {facts['sha256']}")
+
+
+def relabel(directory: Path, *, name: str, version: int) -> str:
+    """Give lists that nobody serves yet another name and number; return the new digest.
+
+    Raises
+    ------
+    ValueError
+        When the manifest is not one.
+    OSError
+        When it can't be written.
+    """
+    manifest, _ = _read_manifest(directory)
+    content = _encoded({**manifest, "name": name, "version": version})
+    (directory / MANIFEST).unlink()
+    _write(directory / MANIFEST, [content])
+    _flush_folder(directory)
+    return hashlib.sha256(content).hexdigest()
+
+
+def manifest_files(directory: Path) -> list[str]:
+    """Return the files that make up lists, beside the manifest in this folder.
+
+    Raises
+    ------
+    ValueError
+        When the manifest is not one, or names a file that lists don't have.
+    """
+    manifest, _ = _read_manifest(directory)
+    for file in manifest["files"]:
+        if file not in _FILES:
+            raise _damaged(directory / MANIFEST, f"names the file {file[:80]!r}")
+    return sorted(manifest["files"])
 
 
 def is_open(directory: Path) -> bool:
@@ -396,6 +469,10 @@ def _numbers(array: NDArray[Any]) -> _Numbers:
 
 
 # Writing
+
+
+def _encoded(manifest: Mapping[str, Any]) -> bytes:
+    return json.dumps(manifest, indent=2, sort_keys=True).encode()
 
 
 @contextmanager
@@ -496,7 +573,7 @@ def _damaged(path: Path, what: str) -> ValueError:
 
 
 def _read_manifest(directory: Path) -> tuple[dict[str, Any], str]:
-    path = directory / _MANIFEST
+    path = directory / MANIFEST
     try:
         content = path.read_bytes()
     except OSError as error:

@@ -49,6 +49,10 @@ COMMANDS: Mapping[str, Mapping[str, str]] = {
         "release": "take a pipeline from data to a version that serves",
         "pipeline-schema": "print the JSON Schema of pipelines, for editors",
     },
+    "mirrors:add_mirrors": {
+        "mirror": "bring the MLflow mirror up to date",
+        "import-model": "take a version from MLflow, as a candidate",
+    },
     "searches:add_search": {"search": "search for better parameters"},
     "reports:add_report": {"report": "print the report"},
     "monitors:add_monitors": {

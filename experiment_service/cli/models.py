@@ -16,6 +16,7 @@ from experiment_service.cli.common import (
     json_object,
     open_engine,
 )
+from experiment_service.cli.mirrors import mirror_stored
 from experiment_service.config import Settings
 from experiment_service.domain.pseudonym import Pseudonyms
 from experiment_service.errors import InvalidRequest, InvalidState
@@ -88,6 +89,7 @@ def _train(settings: Settings, parsed: argparse.Namespace) -> None:
                 progress=lambda text: print(text, file=sys.stderr),
             )
             print(f"{version.label}: {version.status} ({version.reason})")
+            mirror_stored(settings, engine, version.name)
             if version.status is ModelStatus.REJECTED:
                 rejected.append(version.label)
     if rejected:

@@ -14,6 +14,7 @@ from experiment_service.cli.common import (
     print_json,
     print_table,
 )
+from experiment_service.cli.mirrors import mirror_stored
 from experiment_service.config import Settings
 from experiment_service.domain.pseudonym import Pseudonyms
 from experiment_service.errors import (
@@ -81,6 +82,8 @@ def _release(settings: Settings, parsed: argparse.Namespace) -> None:
                     pipeline, market, around, dry_run=parsed.dry_run
                 )
                 _print(made)
+                if made.version is not None:
+                    mirror_stored(settings, engine, made.name)
                 releases.append(made)
     except Unavailable as error:
         _try_again(error.message)

@@ -33,6 +33,9 @@ from experiment_service.storage.database import (
 )
 from experiment_service.storage.experiments import record_audit
 
+#: Folder of all models below the data directory, each version in one of its own.
+MODELS = "models"
+
 _UQ_LIVE = "uq_model_version_live"
 
 
@@ -441,6 +444,13 @@ def list_versions(
             f"model {name[:80]!r} does not exist; models: {known(names)}", field="name"
         )
     return versions
+
+
+def statuses(connection: Connection) -> frozenset[tuple[int, str]]:
+    """Return the status of every version, by its id."""
+    version = schema.model_version.c
+    rows = connection.execute(select(version.id, version.status))
+    return frozenset((row.id, row.status) for row in rows)
 
 
 def list_artifacts(connection: Connection, name: str, *, former: int) -> set[str]:

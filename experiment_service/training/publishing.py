@@ -20,7 +20,7 @@ from experiment_service.domain.shadow import ShadowRule
 from experiment_service.errors import Unavailable
 from experiment_service.storage import models
 from experiment_service.storage.database import transaction
-from experiment_service.storage.models import ModelStatus, ModelVersion
+from experiment_service.storage.models import MODELS, ModelStatus, ModelVersion
 from recommenders.checklist import Check, Previous
 from recommenders.interactions import IntArray, Interactions
 from recommenders.lists import (
@@ -31,9 +31,6 @@ from recommenders.lists import (
 )
 
 log = logging.getLogger(__name__)
-
-#: Folder of all models below the data directory.
-MODELS = "models"
 
 #: Former versions whose lists stay on disk, to be rolled back to.
 KEPT_VERSIONS = 5

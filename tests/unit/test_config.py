@@ -35,6 +35,7 @@ ALL = {
     "EXPERIMENT_SERVICE_TRUSTED_PROXIES": "10.0.0.5, fd00::/8",
     "EXPERIMENT_SERVICE_NOTIFY_URLS": "json://hook/s3cret mailto://shop?to=a@b,c@d",
     "EXPERIMENT_SERVICE_MONITOR_THRESHOLDS": "fallback_share=0.3 list_age=30.0",
+    "EXPERIMENT_SERVICE_MLFLOW_TRACKING_URI": "https://mlflow.example:5000/base",
     "EXPERIMENT_SERVICE_PIPELINES": "/etc/pipelines",
     "EXPERIMENT_SERVICE_LOG_FORMAT": "json",
 }
@@ -65,6 +66,7 @@ def test_each_setting_is_read_from_its_variable():
         trusted_proxies="10.0.0.5, fd00::/8",
         notify_urls=("json://hook/s3cret", "mailto://shop?to=a@b,c@d"),
         monitor_thresholds={"fallback_share": 0.3, "list_age": 30},
+        mlflow_tracking_uri="https://mlflow.example:5000/base",
         pipelines=Path("/etc/pipelines"),
         log_format="json",
     )
@@ -87,6 +89,25 @@ def test_the_dashboard_finds_the_api(given, address):
 def test_an_address_of_the_api_must_be_one():
     with pytest.raises(InvalidRequest, match="API_URL is 'api:8000'; it must start"):
         Settings.from_environment({"EXPERIMENT_SERVICE_API_URL": "api:8000"})
+
+
+@pytest.mark.parametrize(
+    "uri",
+    ["sqlite:///s3cret", "/s3cret", "http://", "http://[s3cret", "https://s3cret:0"],
+)
+def test_a_tracking_server_is_one(uri):
+    with pytest.raises(InvalidRequest, match="it must be http:// or https://") as told:
+        Settings.from_environment({"EXPERIMENT_SERVICE_MLFLOW_TRACKING_URI": uri})
+    assert "s3cret" not in told.value.message
+
+
+@pytest.mark.parametrize(
+    "uri", ["http://ana:s3cret@host", "http://s3cret@host", "http://host?token=s3cret"]
+)
+def test_a_tracking_server_is_named_without_secrets(uri):
+    with pytest.raises(InvalidRequest, match="MLFLOW_TRACKING_PASSWORD") as told:
+        Settings.from_environment({"EXPERIMENT_SERVICE_MLFLOW_TRACKING_URI": uri})
+    assert "s3cret" not in told.value.message
 
 
 def test_what_is_not_set_or_empty_has_its_default():

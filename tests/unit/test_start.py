@@ -15,6 +15,7 @@ HEAVY = {
     "altair",
     "apprise",
     "implicit",
+    "mlflow",
     "pandas",
     "pyarrow",
     "scipy",
@@ -35,6 +36,10 @@ def loaded_by(statement):
 )
 def test_serving_loads_no_statistics(module):
     assert not loaded_by(f"import {module}") & HEAVY
+
+
+def test_a_worker_loads_no_mlflow():
+    assert "mlflow" not in loaded_by("import experiment_service.worker")
 
 
 def test_help_loads_nothing():

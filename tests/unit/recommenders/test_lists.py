@@ -16,7 +16,9 @@ from recommenders.lists import (
     PARTIAL_SUFFIX,
     PublishedLists,
     is_open,
+    manifest_files,
     publish_lists,
+    relabel,
 )
 
 UNITS = ["ada", "bob", "ćwikła"]
@@ -336,6 +338,63 @@ def test_other_content_of_the_same_size_is_refused(folder):
         with pytest.raises(ValueError, match=rf"{file} is"):
             PublishedLists.open(folder)
         (folder / file).write_bytes(kept)
+
+
+def swap(path, size):
+    """Swap the first two rows of an array."""
+    content = bytearray(path.read_bytes())
+    start = len(content) - size * len(np.load(path))
+    one, other = content[start : start + size], content[start + size : start + 2 * size]
+    content[start : start + 2 * size] = other + one
+    path.write_bytes(content)
+
+
+def overwrite(path, old, new):
+    content = path.read_bytes()
+    assert content.count(old) == 1
+    path.write_bytes(content.replace(old, new))
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("lists.npy", lambda p: np.save(p, LISTS + 2), "lists.npy names an item that"),
+        ("lists.npy", lambda p: np.save(p, LISTS - 1), "lists.npy names an item that"),
+        ("related.npy", lambda p: np.save(p, RELATED + 1), "related.npy names an item"),
+        ("units.npy", lambda p: swap(p, 8), "units.npy is not in ascending order"),
+        ("items.npy", lambda p: swap(p, 8), "items.npy is not in ascending order"),
+        (
+            "item_ids.bin",
+            lambda p: overwrite(p, b"pp", b"pq"),
+            "is not of the item ids",
+        ),
+        ("item_ids.bin", lambda p: overwrite(p, b"pp", b"p\xff"), "can't decode byte"),
+    ],
+)
+def test_what_a_writer_is_trusted_with_is_checked_when_asked(
+    folder, file, change, message
+):
+    assert sorted(PublishedLists.open(folder).check_content()) == sorted(ITEMS)
+    change(folder / file)
+    with pytest.raises(ValueError, match=message):
+        PublishedLists.open(folder).check_content()
+
+
+def test_lists_get_another_name_and_number(folder, tmp_path):
+    other = publish(tmp_path / "2", name="bpr", version=7)
+    assert relabel(folder, name="bpr", version=7) == other
+    lists = PublishedLists.open_verified(folder, other)
+    assert (lists.name, lists.version) == ("bpr", 7)
+
+
+def test_a_manifest_names_the_files_of_lists_and_no_others(folder):
+    there = {path.name for path in folder.iterdir()}
+    assert {*manifest_files(folder), "manifest.json"} == there
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["../evil"] = {"bytes": 1, "sha256": "0"}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=r"names the file '\.\./evil'"):
+        manifest_files(folder)
 
 
 def test_an_open_version_outlives_its_folder(folder):
