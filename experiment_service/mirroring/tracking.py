@@ -32,6 +32,9 @@ _KNOCK_SECONDS = 5.0
 
 _MOST_CHARACTERS = 500
 
+#: Where errors come from that are no trouble of a server.
+_OURS = ("builtins", __name__.partition(".")[0])
+
 
 def connect(uri: str) -> "MlflowClient":
     """Return a client of a tracking server that answers.
@@ -86,6 +89,11 @@ def known_failures(uri: str) -> Iterator[None]:
         raise kind(f"tracking server {uri}: {_short(error)}") from error
     except (RequestException, ImportError) as error:
         # An artifact store of its own kind, such as S3, wants a client library.
+        raise Unavailable(f"tracking server {uri}: {_short(error)}") from error
+    except Exception as error:
+        # Such a library has errors of its own.
+        if type(error).__module__.partition(".")[0] in _OURS:
+            raise
         raise Unavailable(f"tracking server {uri}: {_short(error)}") from error
 
 

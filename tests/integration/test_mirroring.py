@@ -575,3 +575,19 @@ def test_what_is_damaged_or_does_not_fit_is_refused(registry, client):
     assert not (registry.data_dir / "models" / ".imports").exists()
     folders = list((registry.data_dir / "models").glob("*/*"))
     assert folders == [registry.data_dir / stored.artifact]
+
+
+def test_errors_of_an_artifact_stores_library_are_told_and_ours_are_not():
+    # As of boto3, which is not installed here.
+    other = type("ClientError", (Exception,), {"__module__": "botocore.exceptions"})
+    with (
+        pytest.raises(Unavailable, match="http://mlflow: no such bucket"),
+        tracking.known_failures("http://mlflow"),
+    ):
+        raise other("no such bucket")
+    for ours in (KeyError("x"), Conflict("another mirror")):
+        with (
+            pytest.raises(type(ours)),
+            tracking.known_failures("http://mlflow"),
+        ):
+            raise ours
