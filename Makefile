@@ -65,6 +65,7 @@ bench: $(INSTALLED) ## speed beside a floor measured in the same run
 	$(BIN)/python tests/benchmarks/bench_replay.py
 	$(BIN)/python tests/benchmarks/bench_report.py --units 200000
 	$(BIN)/python tests/benchmarks/bench_training.py
+	$(BIN)/python tests/benchmarks/bench_lists.py --units 200000
 
 serve: $(INSTALLED) ## run the API
 	@$(BIN)/experiment-service serve

@@ -6,19 +6,22 @@ what must not be shown is taken out before a list is cut, so that none gets shor
 Rows and scores only: no files, no HTTP, no database.
 """
 
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Protocol, cast, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
+from threadpoolctl import threadpool_limits
 
 from recommenders.interactions import FloatArray, IntArray, Interactions
 from recommenders.ranking import top_k
 from recommenders.space import Space
 
-#: Scores held at a time; 32 MB of float32.
+#: Scores that a core holds at a time; 32 MB of float32.
 BLOCK_SCORES = 8_000_000
 
 
@@ -405,13 +408,17 @@ class TrainedRecommender:
         made = _empty(n, k, self.scorer)
         depth = k * max((step.candidates for step in rerankers), default=1)
         step = max(1, BLOCK_SCORES // len(self.interactions.items))
-        for start in range(0, n, step):
-            block = slice(start, start + step)
+        blocks = [slice(start, start + step) for start in range(0, n, step)]
+
+        def cut(block: slice) -> Lists:
             scored = of(block)
             self._hide(scored)
             lists = self._best(scored, depth)
             for reranker in rerankers:
                 lists = reranker.rerank(lists, k, scored.units, scored.seen)
+            return lists
+
+        for block, lists in zip(blocks, _on_all_cores(cut, blocks), strict=True):
             made.items[block] = lists.items[:, :k]
             made.scores[block] = lists.scores[:, :k]
             made.sources[block] = lists.sources[:, :k]
@@ -457,6 +464,21 @@ class _Scored:
     units: IntArray
     scores: FloatArray
     seen: csr_matrix | None
+
+
+def _on_all_cores(
+    cut: "Callable[[slice], Lists]", blocks: Sequence[slice]
+) -> Iterator[Lists]:
+    """Cut lists of blocks, one on each core: numbers do not depend on how many.
+
+    A sum that BLAS splits among cores does.
+    """
+    if len(blocks) < 2:
+        yield from map(cut, blocks)
+        return
+    cores = len(os.sched_getaffinity(0))
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(cores) as pool:
+        yield from pool.map(cut, blocks)
 
 
 def _labels(scorer: Scorer) -> tuple[str, ...]:

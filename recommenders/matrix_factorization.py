@@ -12,7 +12,7 @@ from implicit.cpu.als import AlternatingLeastSquares as _ImplicitALS
 from implicit.cpu.bpr import BayesianPersonalizedRanking as _ImplicitBPR
 from implicit.recommender_base import ModelFitError
 from scipy.sparse import csr_matrix
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # no types published
+from threadpoolctl import threadpool_limits
 
 from recommenders.base import (
     Capabilities,
