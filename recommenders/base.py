@@ -43,6 +43,8 @@ class Capabilities:
         `TrainedRecommender.for_sessions`; its scorer is a `SessionScorer`.
     new_items : bool
         It recommends to a unit what that unit has not had.
+    dislikes : bool
+        It learns from what units were shown and did not take, `Interactions.passed`.
     """
 
     cold_units: bool = False
@@ -50,6 +52,7 @@ class Capabilities:
     context_item: bool = False
     session: bool = False
     new_items: bool = True
+    dislikes: bool = False
 
 
 class Scorer(Protocol):

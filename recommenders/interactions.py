@@ -5,7 +5,7 @@ that computes sees rows only.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import numpy as np
@@ -128,11 +128,15 @@ class Interactions:
         What the matrix sums up, where it is known when it happened.
     catalogue : Catalogue, optional
         What is known of the items, in the order of `items`.
+    passed : csr_matrix of float32, shape (units, items), optional
+        Evidence against a pair, in the units of `matrix`: how often the unit probably
+        looked at the item in a list and left it. By the rules of `matrix`, but may be
+        empty.
 
     Raises
     ------
     ValueError
-        When the matrix breaks these rules, or the catalogue is of other items.
+        When a matrix breaks these rules, or the catalogue is of other items.
     """
 
     units: IdMap
@@ -140,32 +144,38 @@ class Interactions:
     matrix: csr_matrix
     events: Events | None = None
     catalogue: Catalogue | None = None
+    passed: csr_matrix | None = None
 
     def __post_init__(self) -> None:
-        matrix = self.matrix
-        if not isinstance(matrix, csr_matrix) or matrix.dtype != np.float32:
-            raise ValueError(
-                f"interactions are {type(matrix).__name__} of "
-                f"{getattr(matrix, 'dtype', 'no type')}; they must be a csr_matrix of "
-                "float32"
-            )
-        if matrix.shape != (len(self.units), len(self.items)):
-            raise ValueError(
-                f"interactions have shape {matrix.shape}; with {len(self.units)} units "
-                f"and {len(self.items)} items it must be "
-                f"{(len(self.units), len(self.items))}"
-            )
-        if not matrix.has_canonical_format:
-            raise ValueError(
-                "interactions hold a pair twice or out of order; rows must be sorted "
-                "and without duplicates"
-            )
-        _check_weights("interactions", matrix.data)
+        self._check_matrix("interactions", self.matrix)
+        if self.passed is not None:
+            self._check_matrix("passed", self.passed)
         if self.catalogue and len(self.catalogue.names) != len(self.items):
             raise ValueError(
                 f"catalogue has {len(self.catalogue.names)} items and interactions "
                 f"{len(self.items)}; it must be in the order of these"
             )
+
+    def _check_matrix(self, what: str, matrix: csr_matrix) -> None:
+        if not isinstance(matrix, csr_matrix) or matrix.dtype != np.float32:
+            raise ValueError(
+                f"{what} are {type(matrix).__name__} of "
+                f"{getattr(matrix, 'dtype', 'no type')}; they must be a csr_matrix of "
+                "float32"
+            )
+        if matrix.shape != (len(self.units), len(self.items)):
+            raise ValueError(
+                f"{what} have shape {matrix.shape}; with {len(self.units)} units "
+                f"and {len(self.items)} items it must be "
+                f"{(len(self.units), len(self.items))}"
+            )
+        if not matrix.has_canonical_format:
+            raise ValueError(
+                f"{what} hold a pair twice or out of order; rows must be sorted "
+                "and without duplicates"
+            )
+        if matrix is self.matrix or matrix.nnz:
+            _check_weights(what, matrix.data)
         for array in (matrix.data, matrix.indices, matrix.indptr):
             array.flags.writeable = False
 
@@ -231,6 +241,35 @@ class Interactions:
             if catalogue is None
             else Catalogue.from_frame(catalogue, items.ids),
         )
+
+    def with_passed(
+        self,
+        unit_ids: Sequence[str],
+        item_ids: Sequence[str],
+        evidence: NDArray[np.float64],
+    ) -> "Interactions":
+        """Return the same with what units were shown and did not take.
+
+        Parameters
+        ----------
+        unit_ids, item_ids, evidence : of one length
+            Those of a pair are summed; one below 0 takes away from the others. Pairs
+            whose sum is not above 0, and units and items that are not known, are left
+            out.
+
+        Raises
+        ------
+        ValueError
+            When the sum of a pair isn't finite.
+        """
+        rows, columns = self.units.rows(unit_ids), self.items.rows(item_ids)
+        known = (rows >= 0) & (columns >= 0)
+        places = (evidence[known], (rows[known], columns[known]))
+        summed = coo_matrix(places, shape=self.matrix.shape).tocsr()
+        summed.data = np.maximum(summed.data, 0).astype(np.float32)
+        summed.eliminate_zeros()
+        summed.sort_indices()
+        return replace(self, passed=summed)
 
     def item_units(self) -> FloatArray:
         """Return how many units had to do with each item, shape (items,)."""

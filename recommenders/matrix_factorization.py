@@ -37,6 +37,10 @@ _BM25_B = 0.8
 class AlternatingLeastSquares:
     """Factors that explain who had what, where more weight means more confidence.
 
+    What a unit was shown and did not take (`Interactions.passed`) is confidence that it
+    does not want the item, by the same alpha and weighting; what it was not shown counts
+    against an item no more than it does without such data.
+
     Attributes
     ----------
     factors : int, 1 to 1024
@@ -56,10 +60,14 @@ class AlternatingLeastSquares:
     References
     ----------
     Hu, Koren and Volinsky (2008), Collaborative Filtering for Implicit Feedback
-    Datasets, equations 3 to 5.
+    Datasets, equations 3 to 5. Liang, Charlin, McInerney and Blei (2016), Modeling User
+    Exposure in Recommendation, section 3: an item tells against itself as far as it was
+    seen.
     """
 
-    capabilities: ClassVar[Capabilities] = Capabilities(context_item=True)
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        context_item=True, dislikes=True
+    )
     space: ClassVar[Mapping[str, Space]] = {
         "factors": Integers(low=8, high=256, log=True),
         "regularization": Numbers(low=1e-3, high=100.0, log=True),
@@ -91,7 +99,10 @@ class AlternatingLeastSquares:
         ValueError
             When the factors are not finite.
         """
-        confidence = self._confidence(interactions.matrix)
+        confidence = self._confidence(interactions.matrix, interactions.matrix)
+        if interactions.passed is not None:
+            passed = self._confidence(interactions.passed, interactions.matrix)
+            confidence = _with_dislikes(confidence, passed)
         # Not only for speed: implicit warns about each BLAS that has threads, and a sum
         # split among them depends on their number.
         with threadpool_limits(limits=1, user_api="blas"):
@@ -115,10 +126,10 @@ class AlternatingLeastSquares:
             scorer=_FactorScorer(units=units, items=items),
         )
 
-    def _confidence(self, matrix: csr_matrix) -> csr_matrix:
+    def _confidence(self, matrix: csr_matrix, like: csr_matrix) -> csr_matrix:
         if self.weighting == "bm25":
             # Units are the documents: an item that everybody buys tells little of them.
-            weights = bm25(matrix, k1=_BM25_K1, b=_BM25_B)
+            weights = bm25(matrix, k1=_BM25_K1, b=_BM25_B, like=like)
         else:
             weights = matrix.astype(np.float64)
         with np.errstate(over="ignore"):
@@ -210,6 +221,25 @@ class BayesianPersonalizedRanking:
 
     def _not_finite(self) -> ValueError:
         return ValueError(f"factors of {self} are not finite; lower learning_rate")
+
+
+def _with_dislikes(likes: csr_matrix, dislikes: csr_matrix) -> csr_matrix:
+    """Add confidence that units do not want items to what implicit learns from.
+
+    Its sums run over the entries of a row: one of c > 0 adds c - 1 to the confidence of
+    1 that a pair has anyhow, and c times the vector to what is explained; one of -c adds
+    c - 1 and nothing to explain. So a pair may have one of each, which CSR allows.
+    """
+    rows = [
+        np.repeat(np.arange(each.shape[0]), np.diff(each.indptr))
+        for each in (likes, dislikes)
+    ]
+    order = np.argsort(np.concatenate(rows), kind="stable")
+    data = np.concatenate([likes.data, -1 - dislikes.data])[order]
+    columns = np.concatenate([likes.indices, dislikes.indices])[order]
+    return csr_matrix(
+        (data, columns, likes.indptr + dislikes.indptr), shape=likes.shape
+    )
 
 
 def _are_finite(units: FloatArray, items: FloatArray) -> bool:

@@ -37,7 +37,9 @@ def tfidf(counts: csr_matrix) -> csr_matrix:
     return _with_data(counts, tf * word_rarity(counts)[words])
 
 
-def bm25(counts: csr_matrix, *, k1: float, b: float) -> csr_matrix:
+def bm25(
+    counts: csr_matrix, *, k1: float, b: float, like: csr_matrix | None = None
+) -> csr_matrix:
     """Weigh by ``count (k1 + 1) / (k1 L + count) * rarity(word)``, in float64.
 
     Parameters
@@ -49,17 +51,21 @@ def bm25(counts: csr_matrix, *, k1: float, b: float) -> csr_matrix:
     b : float in [0, 1]
         How far a long document's counts are scaled down: L of a document is
         ``1 - b + b * length / mean length``, its length the sum of its counts.
+    like : csr_matrix of the same shape, optional
+        Whose lengths and rarity count, so that both are on one scale; its own when left
+        out.
 
     References
     ----------
     Robertson and Zaragoza (2009), The Probabilistic Relevance Framework: BM25 and
     Beyond, section 3.
     """
-    lengths = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
+    like = counts if like is None else like
+    lengths = np.asarray(like.sum(axis=1, dtype=np.float64)).ravel()
     scale = 1.0 - b + b * lengths / lengths.mean()
     count = counts.data.astype(np.float64)
     tf = count * (k1 + 1.0) / (k1 * scale[_documents(counts)] + count)
-    return _with_data(counts, tf * word_rarity(counts)[counts.indices])
+    return _with_data(counts, tf * word_rarity(like)[counts.indices])
 
 
 def normalized(weights: csr_matrix) -> csr_matrix:

@@ -175,16 +175,19 @@ def to_matrix(
     interactions: pd.DataFrame,
     catalogue: pd.DataFrame | None = None,
     *,
+    shown: pd.DataFrame | None = None,
     cold_items: bool = False,
 ) -> Interactions:
     """Sum up the weights of each pair of unit and item.
 
     Parameters
     ----------
+    shown : DataFrame, optional
+        What units were shown, as of `Feedback.shown`.
     cold_items : bool
         Number the items of the catalogue that nobody had too.
     """
-    return Interactions.from_columns(
+    summed = Interactions.from_columns(
         interactions["unit_id"].tolist(),
         interactions["item_id"].tolist(),
         interactions["weight"].to_numpy(np.float64),
@@ -192,6 +195,40 @@ def to_matrix(
         catalogue=catalogue,
         cold_items=cold_items,
     )
+    if shown is None:
+        return summed
+    return summed.with_passed(
+        shown["unit_id"].tolist(),
+        shown["item_id"].tolist(),
+        shown["evidence"].to_numpy(np.float64),
+    )
+
+
+def shown_before(shown: pd.DataFrame | None, instant: datetime) -> pd.DataFrame | None:
+    """Return what was shown before an instant, where it is known what was shown."""
+    return None if shown is None else shown[shown["occurred_at"] < instant]
+
+
+def to_be_found(later: pd.DataFrame) -> pd.DataFrame:
+    """Return the interactions of a test period that did not come by a list.
+
+    Those that did tell what was shown: whatever ranks as the list did would find them.
+
+    Raises
+    ------
+    ValueError
+        When nothing is left.
+    """
+    if "by_list" not in later:
+        return later
+    by_list = later["by_list"]
+    if by_list.all():
+        raise ValueError(
+            f"all {len(later)} interactions since {later['occurred_at'].min()} came by "
+            "lists of the service, and tell what was shown; there must be some by the "
+            "unit alone, or of data.interactions, to judge by"
+        )
+    return later[~by_list]
 
 
 def unit_groups(interactions: pd.DataFrame, data: Interactions) -> dict[str, list[str]]:
@@ -217,21 +254,33 @@ def time_range(interactions: pd.DataFrame) -> tuple[datetime, datetime]:
     return _instant(instants.min()), _instant(instants.max())
 
 
-def digest(interactions: pd.DataFrame) -> str:
-    """Return SHA-256 of the interactions, the same for any order of their rows."""
+def digest(interactions: pd.DataFrame, shown: pd.DataFrame | None = None) -> str:
+    """Return SHA-256 of the data, the same for any order of its rows.
+
+    Parameters
+    ----------
+    shown : DataFrame, optional
+        What units were shown, where it is learned from too.
+    """
     hashed = hashlib.sha256()
+    _add_rows(hashed, interactions, "weight")
+    if shown is not None and not shown.empty:
+        _add_rows(hashed, shown, "evidence")
+    return hashed.hexdigest()
+
+
+def _add_rows(hashed: "hashlib._Hash", table: pd.DataFrame, value: str) -> None:
     columns = []
     for name in ("unit_id", "item_id"):
-        ids = IdMap.from_ids(interactions[name])
+        ids = IdMap.from_ids(table[name])
         hashed.update(json.dumps(ids.ids).encode())
-        columns.append(ids.rows(interactions[name].tolist()).astype("<i8"))
-    instants = interactions["occurred_at"].dt.tz_convert(None)
+        columns.append(ids.rows(table[name].tolist()).astype("<i8"))
+    instants = table["occurred_at"].dt.tz_convert(None)
     columns.append(instants.to_numpy("datetime64[us]").astype("<i8"))
-    columns.append(interactions["weight"].to_numpy("<f8"))
+    columns.append(table[value].to_numpy("<f8"))
     order = np.lexsort(columns)
     for column in columns:
         hashed.update(column[order].tobytes())
-    return hashed.hexdigest()
 
 
 def _instant(timestamp: pd.Timestamp) -> datetime:

@@ -10,7 +10,12 @@ import numpy as np
 import pandas as pd
 
 from experiment_service.storage.models import ModelVersion
-from experiment_service.training.data import to_matrix, unit_groups
+from experiment_service.training.data import (
+    shown_before,
+    to_be_found,
+    to_matrix,
+    unit_groups,
+)
 from recommenders import build_recommender
 from recommenders.base import Recommender
 from recommenders.evaluation import (
@@ -58,6 +63,7 @@ def judge_recommender(
     *,
     interactions: pd.DataFrame,
     catalogue: pd.DataFrame | None,
+    shown: pd.DataFrame | None = None,
     test_since: datetime,
     live: ModelVersion | None,
     rng: np.random.Generator,
@@ -66,6 +72,8 @@ def judge_recommender(
 
     Parameters
     ----------
+    shown : DataFrame, optional
+        What units were shown, as of `to_matrix`.
     live : ModelVersion, optional
         What serves: items that nobody had are ranked if either of the two can
         recommend such, so that the two can be compared.
@@ -77,8 +85,13 @@ def judge_recommender(
     """
     earlier, later = split_at(interactions, test_since)
     cold_items = recommender.capabilities.cold_items or _has_cold_items(live)
-    known = to_matrix(earlier, catalogue, cold_items=cold_items)
-    held_out = hold_out(known, later, since=test_since)
+    known = to_matrix(
+        earlier,
+        catalogue,
+        shown=shown_before(shown, test_since),
+        cold_items=cold_items,
+    )
+    held_out = hold_out(known, to_be_found(later), since=test_since)
     judged = _judged(recommender, steps, known, held_out, rng)
     groups = unit_groups(earlier, known)
     return Judgement(
@@ -145,17 +158,16 @@ def metrics_document(
     evaluations: Sequence[Evaluation],
     comparison: Comparison | None,
     *,
-    interactions: int,
-    data: Interactions,
+    trained_on: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Return the figures by protocol; JSON knows no nan, so it becomes None."""
-    metrics: dict[str, Any] = {
-        "trained_on": {
-            "interactions": interactions,
-            "units": len(data.units),
-            "items": len(data.items),
-        }
-    }
+    """Return the figures by protocol; JSON knows no nan, so it becomes None.
+
+    Parameters
+    ----------
+    trained_on : mapping
+        How much data there was, and where it came from.
+    """
+    metrics: dict[str, Any] = {"trained_on": dict(trained_on)}
     for each in evaluations:
         metrics[f"repeats {each.repeats}"] = _finite(asdict(each))
     if comparison is not None and comparison.differences:

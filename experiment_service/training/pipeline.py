@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from croniter import croniter
@@ -24,13 +24,14 @@ from pydantic import (
     with_config,
 )
 
-from experiment_service.domain.event import MAX_POSITION
+from experiment_service.domain.event import EVENT_KINDS, MAX_POSITION
 from experiment_service.domain.experiment import check_key
 from experiment_service.domain.shadow import ShadowRule
 from experiment_service.errors import InvalidRequest
 from recommenders import RECOMMENDERS, build_recommender, describe
 from recommenders.data_checks import Thresholds
 from recommenders.evaluation import Repeats
+from recommenders.feedback import GREATEST_POWER, LEAST_POWER
 from recommenders.gates import Gate
 from recommenders.rerank import STEPS, build_steps
 from recommenders.search import MEASURES, Bounds, Goal
@@ -40,6 +41,9 @@ from recommenders.space import Space, read_space
 MARKET = "{market}"
 
 _MOST_SHOWN = 80
+_MOST_WEIGHT = 1e6
+# Kinds of interaction that say a unit wants an item.
+_LIKES = tuple(kind for kind in EVENT_KINDS if kind not in {"viewed", "dismiss"})
 _FORBID = ConfigDict(extra="forbid")
 
 
@@ -63,8 +67,64 @@ _Instant = Annotated[
 ]
 
 
+class OwnEvents(_Part):
+    """What the service itself logged."""
+
+    kinds: dict[str, float] = Field(
+        description="Weight of an interaction by its kind: {click: 0.2, purchase: 1}. "
+        "Leave a kind out that data.interactions has too.",
+        json_schema_extra={"propertyNames": {"enum": list(_LIKES)}},
+    )
+    position_bias: Literal["estimated"] | float = Field(
+        "estimated",
+        description="Chance of a look at position p of a list is p to the power of "
+        "less this number, 0 to 3; 0: all are looked at.",
+    )
+    only_viewed: bool = Field(
+        default=False,
+        description="A list counts as shown only if viewed was sent for it.",
+    )
+    most_a_day: int = Field(
+        500,
+        ge=1,
+        description="A unit with more exposures or interactions on a day is left out: "
+        "no shopper.",
+    )
+    market_attribute: str | None = Field(
+        None, description="Attribute of requests that has the market of a unit."
+    )
+    stored_until: _Instant | None = Field(
+        None,
+        description="Read what was stored by then, as a version before did; what is "
+        "stored now when left out.",
+    )
+
+    @field_validator("kinds")
+    @classmethod
+    def _are_likes(cls, value: dict[str, float]) -> dict[str, float]:
+        for kind, weight in value.items():
+            if kind not in _LIKES:
+                raise ValueError(f"it must name some of {', '.join(_LIKES)}")
+            if not 0 < weight <= _MOST_WEIGHT:
+                raise ValueError(
+                    f"it must have weights above 0 and at most {_MOST_WEIGHT:g}"
+                )
+        if not value:
+            raise ValueError(f"it must name one at least of {', '.join(_LIKES)}")
+        return value
+
+    @field_validator("position_bias")
+    @classmethod
+    def _is_a_power(cls, value: str | float) -> str | float:
+        if not isinstance(value, str) and not LEAST_POWER <= value <= GREATEST_POWER:
+            raise ValueError(
+                f"it must be estimated, or {LEAST_POWER:g} to {GREATEST_POWER:g}"
+            )
+        return value
+
+
 class Data(_Part):
-    """What to train on."""
+    """What to train on: a file, own events, or both together."""
 
     interactions: str | None = Field(
         None,
@@ -73,6 +133,9 @@ class Data(_Part):
     )
     complete_journey: bool = Field(
         default=False, description="The demo's retail data, instead of a file."
+    )
+    own: OwnEvents | None = Field(
+        None, description="What the service logged itself, alone or beside the others."
     )
     catalogue: str | None = Field(
         None, description="CSV or Parquet; interactions with other items are left out."
@@ -86,9 +149,13 @@ class Data(_Part):
 
     @model_validator(mode="after")
     def _one_source(self) -> "Data":
-        if (self.interactions is not None) == self.complete_journey:
+        if self.interactions is not None and self.complete_journey:
             raise ValueError(
-                "data needs one of interactions, a file, and complete_journey: true"
+                "data has interactions and complete_journey: true; leave one out"
+            )
+        if not (self.interactions or self.complete_journey or self.own):
+            raise ValueError(
+                "data needs interactions, a file, or complete_journey: true, or own"
             )
         if self.complete_journey and self.catalogue is not None:
             raise ValueError(
@@ -230,6 +297,12 @@ class Pipeline(_Part):
             check_key("name", self.model_name(each))
         if MARKET in (self.data.interactions or "") and not self.markets:
             raise ValueError("data.interactions has {market}; name the markets")
+        own = self.data.own
+        if own and (own.market_attribute is None) == bool(self.markets):
+            raise ValueError(
+                "data.own needs market_attribute where the pipeline has markets, and "
+                "only there"
+            )
         _check_recommender(self)
         # As it will be stored; a date stays one here, but is text in JSON.
         build_steps(json.loads(json.dumps(self.reranking, default=str)))

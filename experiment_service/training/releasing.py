@@ -26,6 +26,7 @@ from experiment_service.training.data import (
     time_range,
 )
 from experiment_service.training.judging import Judgement, compare
+from experiment_service.training.own_events import said
 from experiment_service.training.pipeline import Pipeline, Search
 from experiment_service.training.publishing import (
     open_lists,
@@ -259,7 +260,12 @@ def _data(run: "_Run") -> tuple[Loaded, ModelVersion | None, list[Check]]:
     """
     pipeline, around = run.pipeline, run.around
     loaded = load(
-        pipeline.data, run.market, folder=around.folder, pseudonyms=around.pseudonyms
+        pipeline,
+        run.market,
+        engine=around.engine,
+        folder=around.folder,
+        pseudonyms=around.pseudonyms,
+        now=around.now,
     )
     check_interactions(loaded.interactions, now=around.now)
     live = serving_version(around.engine, run.name)
@@ -289,6 +295,7 @@ def _data(run: "_Run") -> tuple[Loaded, ModelVersion | None, list[Check]]:
     run.book.say(
         f"{len(checks)} checks; {len(loaded.interactions)} interactions, "
         f"{first:%Y-%m-%d} to {last:%Y-%m-%d}"
+        + ("" if loaded.own_events is None else f"; {said(loaded.own_events)}")
     )
     return loaded, live, checks
 
@@ -325,6 +332,7 @@ def _search(
         loaded.interactions,
         recommender=pipeline.recommender,
         catalogue=loaded.catalogue,
+        shown=loaded.shown,
         parameters=pipeline.parameters,
         space=search.space,
         goal=search.goal,
@@ -365,6 +373,8 @@ def _training(
         test_since=test_since,
         seed=pipeline.seed,
         now=run.around.now,
+        shown=loaded.shown,
+        own_events=loaded.own_events,
     )
 
 

@@ -69,6 +69,10 @@ class Training:
     test_since, now : datetime
     parameters : mapping
         Every setting that makes the lists, as it will be stored.
+    shown : DataFrame or None
+        What units were shown, as of `to_matrix`.
+    own_events : mapping or None
+        What was read of the service's own events, as it will be stored.
     """
 
     name: str
@@ -80,6 +84,8 @@ class Training:
     test_since: datetime
     now: datetime
     parameters: Mapping[str, Any]
+    shown: pd.DataFrame | None
+    own_events: Mapping[str, Any] | None
 
     @property
     def rngs(self) -> list[np.random.Generator]:
@@ -218,8 +224,10 @@ def prepare_training(
     test_since: datetime | None = None,
     seed: int = 0,
     now: datetime,
+    shown: pd.DataFrame | None = None,
+    own_events: Mapping[str, Any] | None = None,
 ) -> Training:
-    """Check what is to be trained; parameters and errors as of `train`."""
+    """Check what is to be trained; parameters and errors as of `train` and `Training`."""
     name = check_key("model name", recommender if name is None else name)
     if not 1 <= depth <= MAX_POSITION:
         raise InvalidRequest(f"depth is {depth}; it must be 1 to {MAX_POSITION}")
@@ -256,6 +264,8 @@ def prepare_training(
             "test_since": test_since.isoformat(),
             "seed": seed,
         },
+        shown=shown,
+        own_events=own_events,
     )
 
 
@@ -278,6 +288,7 @@ def judge_training(training: Training, live: ModelVersion | None = None) -> Judg
             training.steps,
             interactions=training.interactions,
             catalogue=training.catalogue,
+            shown=training.shown,
             test_since=training.test_since,
             live=live,
             rng=training.rngs[0],
@@ -296,6 +307,7 @@ def make(training: Training, *, progress: Callable[[str], None] = log.debug) -> 
         data = to_matrix(
             training.interactions,
             training.catalogue,
+            shown=training.shown,
             cold_items=training.built.capabilities.cold_items,
         )
         trained = training.built.fit(data, training.rngs[1])
@@ -350,20 +362,24 @@ def to_candidate(
     interactions = training.interactions
     data_from, data_to = time_range(interactions)
     data = made.trained.interactions
+    trained_on: dict[str, Any] = {
+        "interactions": len(interactions),
+        "units": len(data.units),
+        "items": len(data.items),
+    }
+    if training.own_events is not None:
+        trained_on["own_events"] = training.own_events
     return Candidate(
         name=training.name,
         recommender=training.recommender,
         parameters=training.parameters,
         metrics=metrics_document(
-            judgement.evaluations,
-            comparison,
-            interactions=len(interactions),
-            data=data,
+            judgement.evaluations, comparison, trained_on=trained_on
         ),
         checks=checks,
         data_from=data_from,
         data_to=data_to,
-        data_digest=digest(interactions),
+        data_digest=digest(interactions, training.shown),
         data_profile=profile(interactions, training.catalogue).document(),
         code_version=code_version,
         parent=None if live is None else live.version,

@@ -15,6 +15,8 @@ from experiment_service.training.data import (
     as_invalid_request,
     check_interactions,
     default_test_start,
+    shown_before,
+    to_be_found,
     to_matrix,
 )
 from recommenders import build_recommender
@@ -53,6 +55,7 @@ def search_parameters(
     *,
     recommender: str,
     catalogue: pd.DataFrame | None = None,
+    shown: pd.DataFrame | None = None,
     parameters: Mapping[str, object] | None = None,
     space: Mapping[str, object] | None = None,
     goal: Goal,
@@ -70,6 +73,8 @@ def search_parameters(
     ----------
     interactions, catalogue : DataFrame
         As of `train`.
+    shown : DataFrame, optional
+        What units were shown, as of `to_matrix`.
     parameters, space : mapping, optional
         Where to start, and where to look (as of `recommenders.space.read_space`); the
         recommender's own when left out.
@@ -97,8 +102,13 @@ def search_parameters(
         def prepared(
             known: pd.DataFrame, after: pd.DataFrame, since: datetime
         ) -> tuple[Interactions, HeldOut]:
-            data = to_matrix(known, catalogue, cold_items=cold_items)
-            return data, hold_out(data, after, since=since)
+            data = to_matrix(
+                known,
+                catalogue,
+                shown=shown_before(shown, since),
+                cold_items=cold_items,
+            )
+            return data, hold_out(data, to_be_found(after), since=since)
 
         progress(
             f"searching {recommender} by {goal}, learning before "

@@ -1,10 +1,13 @@
 """The data that a pipeline names: of its market, of its time, with its catalogue."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+from sqlalchemy import Engine
 
 from experiment_service.domain.pseudonym import Pseudonyms
 from experiment_service.errors import InvalidRequest
@@ -15,7 +18,13 @@ from experiment_service.training.data import (
     pseudonymised,
     time_range,
 )
-from experiment_service.training.pipeline import MARKET, Data
+from experiment_service.training.own_events import (
+    Feedback,
+    check_not_empty,
+    load_own_events,
+)
+from experiment_service.training.pipeline import MARKET, Data, Pipeline
+from recommenders import RECOMMENDERS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -25,19 +34,32 @@ class Loaded:
     Attributes
     ----------
     interactions : DataFrame
-        As of `load_interactions`.
+        As of `load_interactions`; with ``by_list``, as of `Feedback`, where own events
+        are among them.
     unfiltered : DataFrame
         Also those with items that the catalogue does not list.
     catalogue : DataFrame or None
+    shown : DataFrame or None
+        As of `Feedback`.
+    own_events : mapping or None
+        What was read of own events, where some were asked for.
     """
 
     interactions: pd.DataFrame
     unfiltered: pd.DataFrame
     catalogue: pd.DataFrame | None
+    shown: pd.DataFrame | None
+    own_events: Mapping[str, Any] | None
 
 
 def load(
-    data: Data, market: str | None, *, folder: Path, pseudonyms: Pseudonyms | None
+    pipeline: Pipeline,
+    market: str | None,
+    *,
+    engine: Engine,
+    folder: Path,
+    pseudonyms: Pseudonyms | None,
+    now: datetime,
 ) -> Loaded:
     """Load what a pipeline trains on.
 
@@ -47,27 +69,82 @@ def load(
         Whose; of all where it is None.
     folder : Path
         That paths are seen from.
+    now : datetime
+        Own events are read up to here, unless the pipeline says until when.
 
     Raises
     ------
     InvalidRequest
         When a file can't be read or holds bad values, or nothing is left.
+    InvalidState
+        When own events that are asked for were retired.
     """
-    path = _path(data.interactions, market, folder)
-    loaded = load_interactions(path, cut=data.until)
-    if market is not None and MARKET not in (data.interactions or ""):
-        loaded = _of_market(loaded, market, data.interactions)
+    data = pipeline.data
+    imported = _imported(data, market, folder=folder, pseudonyms=pseudonyms)
+    own = _own_events(pipeline, market, engine=engine, now=now, imported=imported)
+    loaded = _together(imported, own)
     if data.days is not None:
         last = time_range(loaded)[1]
         loaded = loaded[loaded["occurred_at"] > last - timedelta(days=data.days)]
-    if pseudonyms is not None:
-        loaded = pseudonymised(loaded, pseudonyms)
     listed = _path(data.catalogue, market, folder)
-    if listed is None and not data.complete_journey:
-        return Loaded(interactions=loaded, unfiltered=loaded, catalogue=None)
-    catalogue = load_catalogue(listed, interactions=loaded)
-    kept = loaded if listed is None else listed_only(loaded, catalogue, of=listed)
-    return Loaded(interactions=kept, unfiltered=loaded, catalogue=catalogue)
+    catalogue, kept = None, loaded
+    if listed is not None or data.complete_journey:
+        catalogue = load_catalogue(listed, interactions=loaded)
+    if listed is not None and catalogue is not None:
+        kept = listed_only(loaded, catalogue, of=listed)
+    return Loaded(
+        interactions=kept,
+        unfiltered=loaded,
+        catalogue=catalogue,
+        shown=None if own is None else own.shown,
+        own_events=None if own is None else own.facts,
+    )
+
+
+def _imported(
+    data: Data, market: str | None, *, folder: Path, pseudonyms: Pseudonyms | None
+) -> pd.DataFrame | None:
+    path = _path(data.interactions, market, folder)
+    if path is None and not data.complete_journey:
+        return None
+    loaded = load_interactions(path, cut=data.until)
+    if market is not None and MARKET not in (data.interactions or ""):
+        loaded = _of_market(loaded, market, data.interactions)
+    return loaded if pseudonyms is None else pseudonymised(loaded, pseudonyms)
+
+
+def _together(imported: pd.DataFrame | None, own: Feedback | None) -> pd.DataFrame:
+    parts = [] if imported is None else [imported]
+    if own is not None:
+        if not parts:
+            check_not_empty(own)
+        parts = [each.assign(by_list=False) for each in parts]
+        if not own.interactions.empty:
+            parts.append(own.interactions)
+    return parts[0] if len(parts) == 1 else pd.concat(parts, ignore_index=True)
+
+
+def _own_events(
+    pipeline: Pipeline,
+    market: str | None,
+    *,
+    engine: Engine,
+    now: datetime,
+    imported: pd.DataFrame | None,
+) -> Feedback | None:
+    data = pipeline.data
+    if data.own is None:
+        return None
+    until = now if data.until is None else min(now, data.until)
+    return load_own_events(
+        engine,
+        data.own,
+        since=None if data.days is None else until - timedelta(days=data.days),
+        until=until,
+        market=market,
+        dislikes=RECOMMENDERS[pipeline.recommender].capabilities.dislikes,
+        others=() if imported is None else imported["unit_id"].unique(),
+    )
 
 
 def _path(written: str | None, market: str | None, folder: Path) -> Path | None:

@@ -285,6 +285,17 @@ def test_the_trained_one_says_what_the_recommender_can(name):
         assert getattr(trained.capabilities, flag) is has_method, flag
 
 
+def test_what_was_left_counts_where_the_recommender_says_so(name):
+    data = random_interactions()
+    unit, item = data.units.ids[0], data.items.ids[data.matrix[0].indices[0]]
+    left = data.with_passed([unit], [item], np.array([50.0]))
+    before, after = (
+        train(name, each).scorer.unit_scores(np.zeros(1, dtype=np.int32))
+        for each in (data, left)
+    )
+    assert np.array_equal(before, after) is not train(name, left).capabilities.dislikes
+
+
 def test_sessions_get_lists_whoever_they_are_of(name):
     trained = train(name, checkerboard())
     # Of even items, of odd ones, of one item, and of a stranger who looked at nothing.

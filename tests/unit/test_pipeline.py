@@ -52,7 +52,29 @@ def test_each_market_has_a_model(write):
         ({"markets": ["d/e"]}, "name is 'knn-d/e'; it must be"),
         ({"markets": ["de", "de"]}, "markets has 'de' twice"),
         ({"colour": 1}, "colour is not known here; leave it out"),
-        ({"data": {}}, "data needs one of interactions"),
+        ({"data": {}}, "data needs interactions, a file, or complete_journey: true"),
+        (
+            {"data": {"interactions": "p.csv", "complete_journey": True}},
+            "data has interactions and complete_journey: true; leave one out",
+        ),
+        ({"data": {"own": {}}}, r"data\.own\.kinds is missing"),
+        ({"data": {"own": {"kinds": {}}}}, "kinds is {}; it must name one at least"),
+        (
+            {"data": {"own": {"kinds": {"dismiss": 1}}}},
+            "it must name some of click, add_to_cart, purchase",
+        ),
+        (
+            {"data": {"own": {"kinds": {"click": 0}}}},
+            "it must have weights above 0 and at most 1e\\+06",
+        ),
+        (
+            {"data": {"own": {"kinds": {"click": 1}, "position_bias": 4}}},
+            "position_bias is 4; it must be estimated, or 0 to 3",
+        ),
+        (
+            {"data": {"own": {"kinds": {"click": 1}}}, "markets": ["de"]},
+            "data.own needs market_attribute where the pipeline has markets, and only",
+        ),
         ({"data": {"interactions": "{market}.csv"}}, "name the markets"),
         (
             {"data": {"complete_journey": True, "catalogue": "c.csv"}},

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.sparse import csr_matrix
 
 from recommenders.interactions import Interactions
 from recommenders.item_knn import ItemKNN
@@ -72,24 +73,36 @@ def test_knn_keeps_the_nearest(interactions, similarity):
         )
 
 
-@pytest.mark.parametrize("weighting", ["counts", "bm25"])
-def test_als_ends_where_its_equations_hold(interactions, weighting):
+@pytest.mark.parametrize(("weighting", "left"), [("counts", 0), ("bm25", 40)])
+def test_als_ends_where_its_equations_hold(interactions, weighting, left):
     # Hu, Koren and Volinsky (2008), equations 4 and 5, with confidence 1 where nothing
-    # was seen: neither vectors of units nor of items move any more.
+    # was seen: neither vectors of units nor of items move any more. What was shown and
+    # left adds to the confidence alone, also in pairs that were taken at times.
+    if left:
+        rng = np.random.default_rng(5)
+        interactions = interactions.with_passed(
+            rng.choice(interactions.units.ids, left),
+            rng.choice(interactions.items.ids, left),
+            rng.uniform(0.1, 2, left),
+        )
     als = AlternatingLeastSquares(
         factors=3, regularization=0.1, iterations=1000, weighting=weighting
     )
     scorer = fit(als, interactions).scorer
     matrix = interactions.matrix
+    passed = interactions.passed if left else csr_matrix(matrix.shape)
     if weighting == "bm25":
+        passed = bm25(passed, k1=100, b=0.8, like=matrix)
         matrix = bm25(matrix, k1=100, b=0.8)
     weights = als.alpha * matrix.toarray().astype(float)
-    for ours, other, seen in (
-        (scorer.units, scorer.items, weights),
-        (scorer.items, scorer.units, weights.T),
+    against = als.alpha * passed.toarray().astype(float)
+    assert not left or ((weights > 0) & (against > 0)).any()
+    for ours, other, seen, unwanted in (
+        (scorer.units, scorer.items, weights, against),
+        (scorer.items, scorer.units, weights.T, against.T),
     ):
-        for vector, confidences in zip(ours, seen, strict=True):
-            confidence = np.where(confidences > 0, confidences, 1.0)
+        for vector, confidences, dislikes in zip(ours, seen, unwanted, strict=True):
+            confidence = np.where(confidences > 0, confidences, 1.0) + dislikes
             left = (other.T * confidence) @ other + 0.1 * np.eye(3)
             right = other.T @ confidences
             np.testing.assert_allclose(vector, np.linalg.solve(left, right), atol=2e-3)
