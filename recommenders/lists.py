@@ -10,40 +10,43 @@ finding one a binary search in the map.
 
 import fcntl
 import hashlib
-import io
 import json
 import mmap
-import os
-import shutil
-import uuid
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.lib import format as npy
 from numpy.typing import NDArray
+
+from recommenders.folders import (
+    flush_folder,
+    new_folder,
+    npy_parts,
+    write_array,
+    write_file,
+)
 
 FORMAT = "experiment-service lists"
 FORMAT_VERSION = 1
-
-#: A folder of this ending was left by a process that died while it wrote.
-PARTIAL_SUFFIX = ".partial"
 
 MANIFEST = "manifest.json"
 #: Files of texts, one after the other, and of where each begins.
 _IDS = ("item_ids.bin", "item_offsets.npy")
 _NAMES = ("item_names.bin", "item_name_offsets.npy")
 _FILES = frozenset(
-    {"units.npy", "lists.npy", "items.npy", "default.npy", "related.npy"}
+    {"units.npy", "lists.npy", "sources.npy", "items.npy", "default.npy", "related.npy"}
     | {*_IDS, *_NAMES}
 )
 _BLOCK_ROWS = 65_536
+#: Characters of a label, so that it makes an id with the name of a model before it.
+_MAX_LABEL = 60
 
 _Rows = NDArray[np.int32]
+_Sources = NDArray[np.int8]
 _Hashes = NDArray[np.uint64]
 
 # A mapped array as plain numbers: one is read ten times faster than through NumPy.
@@ -61,6 +64,8 @@ def publish_lists(
     default: _Rows,
     related: _Rows | None = None,
     item_names: Sequence[str] | None = None,
+    sources: _Sources | None = None,
+    labels: Sequence[str] = (),
 ) -> str:
     """Write the lists of one version into a new folder.
 
@@ -83,6 +88,10 @@ def publish_lists(
         Items that go with each item.
     item_names : sequence of str, length I, optional
         What people call each item, empty where nobody knows; no answer has them.
+    sources : int8 array, shape (U, depth), optional
+        Place in `labels` of what put each item of `lists` there.
+    labels : sequence of str
+        Empty for the recommender itself, else its part or a re-ranking step.
 
     Returns
     -------
@@ -105,20 +114,22 @@ def publish_lists(
     if related is not None:
         shape = (len(item_ids), lists.shape[1])
         related = _checked_rows("related", related, shape, len(item_ids))
+    if sources is not None:
+        _check_sources(sources, lists.shape, labels)
     unit_hashes, unit_order = _sorted_hashes("unit", unit_ids)
     item_hashes, item_order = _sorted_hashes("item", item_ids)
     # One place more than items, so that the padding -1 indexes to itself.
     new_row = np.full(len(item_ids) + 1, -1, dtype=np.int32)
     new_row[item_order] = np.arange(len(item_ids), dtype=np.int32)
-    with _new_folder(directory, f"lists {name}/{version}") as folder:
+    with new_folder(directory, f"lists {name}/{version}") as folder:
         files = {
-            "units.npy": _write_array(folder / "units.npy", unit_hashes),
+            "units.npy": write_array(folder / "units.npy", unit_hashes),
             "lists.npy": _write_rows(folder / "lists.npy", lists, unit_order, new_row),
-            "items.npy": _write_array(folder / "items.npy", item_hashes),
+            "items.npy": write_array(folder / "items.npy", item_hashes),
             **_write_texts(
                 folder, _IDS, [item_ids[row] for row in item_order.tolist()]
             ),
-            "default.npy": _write_array(folder / "default.npy", new_row[default]),
+            "default.npy": write_array(folder / "default.npy", new_row[default]),
         }
         if related is not None:
             files["related.npy"] = _write_rows(
@@ -132,6 +143,10 @@ def publish_lists(
             files |= _write_texts(
                 folder, _NAMES, [item_names[row] for row in item_order.tolist()]
             )
+        if sources is not None:
+            files["sources.npy"] = write_array(
+                folder / "sources.npy", sources[unit_order]
+            )
         manifest = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
@@ -140,10 +155,11 @@ def publish_lists(
             "units": len(unit_ids),
             "items": len(item_ids),
             "depth": int(lists.shape[1]),
+            "labels": [] if sources is None else list(labels),
             "files": files,
         }
         content = _encoded(manifest)
-        _write(folder / MANIFEST, [content])
+        write_file(folder / MANIFEST, [content])
     return hashlib.sha256(content).hexdigest()
 
 
@@ -163,6 +179,9 @@ class PublishedLists:
         Of the manifest; equal to what `publish_lists` returned.
     default : list of str
         What a unit without a list is shown.
+    labels : tuple of str
+        What puts items into the lists of units, as of `publish_lists`; none where it is
+        the recommender itself throughout.
     """
 
     directory: Path
@@ -173,9 +192,11 @@ class PublishedLists:
     items: int
     sha256: str
     default: list[str]
+    labels: tuple[str, ...]
     _files: Mapping[str, Mapping[str, Any]]
     _unit_hashes: _Numbers
     _lists: _Numbers
+    _sources: _Numbers | None
     _item_hashes: _Numbers
     _item_ids: mmap.mmap
     _item_offsets: _Numbers
@@ -213,6 +234,9 @@ class PublishedLists:
         if not _in_range(default, items):
             raise _damaged(directory / "default.npy", "names an item that is not there")
         related = "related.npy" in files
+        sources, labels = None, tuple(manifest.get("labels", ()))
+        if labels:
+            sources = array("sources.npy", np.int8, units, depth)
         return cls(
             directory=directory,
             name=manifest["name"],
@@ -222,9 +246,11 @@ class PublishedLists:
             items=items,
             sha256=sha256,
             default=_texts(default.tolist(), item_ids, offsets),
+            labels=labels,
             _files=files,
             _unit_hashes=_numbers(array("units.npy", np.uint64, units)),
             _lists=_numbers(array("lists.npy", np.int32, units, depth)),
+            _sources=None if sources is None else _numbers(sources),
             _item_hashes=_numbers(array("items.npy", np.uint64, items)),
             _item_ids=item_ids,
             _item_offsets=_numbers(offsets),
@@ -260,6 +286,21 @@ class PublishedLists:
             How many at most; each costs time.
         """
         return self._list(self._lists, _find(self._unit_hashes, unit_id), limit)
+
+    def for_unit_labelled(
+        self, unit_id: str, limit: int | None = None
+    ) -> tuple[list[str], list[str]] | None:
+        """Return a unit's items, and the label of each; None when it has no list.
+
+        Of lists that have labels; `limit` as in `for_unit`.
+        """
+        row = _find(self._unit_hashes, unit_id)
+        items = self._list(self._lists, row, limit)
+        if row is None or items is None or self._sources is None:
+            return None
+        start = row * self.depth
+        codes = self._sources[start : start + len(items)].tolist()
+        return items, [self.labels[code] for code in codes]
 
     def related(self, item_id: str, limit: int | None = None) -> list[str] | None:
         """Return items that go with an item; None when it or the relation is unknown.
@@ -307,6 +348,13 @@ class PublishedLists:
         for file, flat in (("lists.npy", self._lists), ("related.npy", self._related)):
             if flat is not None and not _in_range(np.asarray(flat), self.items):
                 raise _damaged(self.directory / file, "names an item that is not there")
+        if self._sources is not None:
+            try:
+                _check_codes(np.asarray(self._sources), self.labels)
+            except ValueError as error:
+                raise _damaged(
+                    self.directory / "sources.npy", f"is wrong: {error}"
+                ) from error
         rows = list(range(self.items))
         try:
             ids = _texts(rows, self._item_ids, self._item_offsets)
@@ -367,8 +415,8 @@ def relabel(directory: Path, *, name: str, version: int) -> str:
     manifest, _ = _read_manifest(directory)
     content = _encoded({**manifest, "name": name, "version": version})
     (directory / MANIFEST).unlink()
-    _write(directory / MANIFEST, [content])
-    _flush_folder(directory)
+    write_file(directory / MANIFEST, [content])
+    flush_folder(directory)
     return hashlib.sha256(content).hexdigest()
 
 
@@ -412,6 +460,25 @@ def _checked_rows(what: str, rows: _Rows, shape: tuple[int, ...], items: int) ->
                 f"{what} holds rows outside -1 to {items - 1}; there are {items} items"
             )
     return rows
+
+
+def _check_sources(
+    sources: _Sources, shape: tuple[int, ...], labels: Sequence[str]
+) -> None:
+    if sources.dtype != np.int8 or sources.shape != shape:
+        raise ValueError(
+            f"sources is {sources.dtype} of shape {sources.shape}; it must be int8 of "
+            f"shape {shape}"
+        )
+    _check_codes(sources, labels)
+
+
+def _check_codes(sources: _Sources, labels: Sequence[str]) -> None:
+    low, high = sources.min(), sources.max()
+    if low < 0 or high >= len(labels):
+        raise ValueError(
+            f"sources hold {low} to {high}; there are {len(labels)} labels"
+        )
 
 
 def _in_range(rows: _Rows, items: int) -> bool:
@@ -475,57 +542,6 @@ def _encoded(manifest: Mapping[str, Any]) -> bytes:
     return json.dumps(manifest, indent=2, sort_keys=True).encode()
 
 
-@contextmanager
-def _new_folder(directory: Path, what: str) -> Iterator[Path]:
-    """Yield a folder that becomes `directory` at the end, or goes away on an error."""
-    if directory.exists():
-        raise FileExistsError(
-            f"{what} can't be written: {directory} exists; versions never change"
-        )
-    partial = directory.parent / f".{directory.name}-{uuid.uuid4().hex}{PARTIAL_SUFFIX}"
-    try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        partial.mkdir()
-        yield partial
-        _flush_folder(partial)
-        partial.rename(directory)
-        _flush_folder(directory.parent)
-    except OSError as error:
-        raise OSError(
-            error.errno,
-            f"{what} could not be written to {directory} ({error.strerror}); nothing "
-            "was published",
-        ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _flush_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _write(path: Path, parts: Iterable[bytes]) -> dict[str, Any]:
-    """Write and flush a file; return what the manifest says about it."""
-    digest = hashlib.sha256()
-    size = 0
-    with path.open("xb") as file:
-        for part in parts:
-            file.write(part)
-            digest.update(part)
-            size += len(part)
-        file.flush()
-        os.fsync(file.fileno())
-    return {"bytes": size, "sha256": digest.hexdigest()}
-
-
-def _write_array(path: Path, array: NDArray[Any]) -> dict[str, Any]:
-    return _write(path, _npy(array.dtype, array.shape, [array]))
-
-
 def _write_rows(
     path: Path, rows: _Rows, order: NDArray[np.intp], new_row: _Rows
 ) -> dict[str, Any]:
@@ -534,7 +550,7 @@ def _write_rows(
         new_row[rows[order[start : start + _BLOCK_ROWS]]]
         for start in range(0, len(order), _BLOCK_ROWS)
     )
-    return _write(path, _npy(rows.dtype, rows.shape, blocks))
+    return write_file(path, npy_parts(rows.dtype, rows.shape, blocks))
 
 
 def _write_texts(
@@ -544,23 +560,9 @@ def _write_texts(
     encoded = [each.encode(errors="replace") for each in texts]
     offsets = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
     return {
-        files[0]: _write(folder / files[0], encoded),
-        files[1]: _write_array(folder / files[1], offsets),
+        files[0]: write_file(folder / files[0], encoded),
+        files[1]: write_array(folder / files[1], offsets),
     }
-
-
-def _npy(
-    dtype: np.dtype[Any], shape: tuple[int, ...], blocks: Iterable[NDArray[Any]]
-) -> Iterator[bytes]:
-    header = io.BytesIO()
-    little = dtype.newbyteorder("<")
-    npy.write_array_header_1_0(
-        header,
-        {"descr": little.str, "fortran_order": False, "shape": shape},
-    )
-    yield header.getvalue()
-    for block in blocks:
-        yield block.astype(little, copy=False).tobytes()
 
 
 # Reading
@@ -593,7 +595,14 @@ def _read_manifest(directory: Path) -> tuple[dict[str, Any], str]:
             raise _damaged(path, f"has {key} {manifest.get(key)!r}, not 1 or more")
     if type(manifest.get("name")) is not str or not _are_facts(manifest.get("files")):
         raise _damaged(path, "lacks the name, or the size and SHA-256 of a file")
+    labels = manifest.get("labels", [])  # of older ones there is none
+    if not isinstance(labels, list) or not all(map(_is_label, labels)):
+        raise _damaged(path, f"has labels {str(labels)[:80]}, not plain texts")
     return manifest, hashlib.sha256(content).hexdigest()
+
+
+def _is_label(value: object) -> bool:
+    return type(value) is str and len(value) <= _MAX_LABEL and value.isprintable()
 
 
 def _are_facts(files: object) -> bool:

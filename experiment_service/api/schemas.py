@@ -152,7 +152,7 @@ class RecommendationRequest(Request):
 
 
 class SourcedItem(Request):
-    """An item and where it came from, such as `als`, `als:related`, `als:default`."""
+    """An item and where it came from, such as `als`, `als:related`, `als:explored`."""
 
     item_id: Identifier
     source: Identifier

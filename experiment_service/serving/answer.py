@@ -56,7 +56,8 @@ class Carousel:
         Label of the recommender's version, such as ``als/3``; of the fallback's when
         the recommender has none that serves, and its bare name when neither has.
     sources : list of str
-        Where each item came from, such as ``als``, ``als:related``, ``als:default``.
+        Where each item came from, such as ``als``, ``als:related``, ``als:default``, or
+        ``als:explored`` where a part of the recommender or a step put it into its list.
     fallback : bool
         Whether an item came from elsewhere than the recommender's own lists for this
         unit or item, or none was found.
@@ -202,7 +203,10 @@ def fill_carousel(
         # Of so many, even if all that are taken are among them, k are new.
         limit=k + len(taken),
     ):
-        more = dict.fromkeys(candidates, source)
+        if isinstance(source, str):
+            more = dict.fromkeys(candidates, source)
+        else:
+            more = dict(zip(candidates, source, strict=True))
         for item in taken:
             more.pop(item, None)
         # What was found before keeps its place and its source.
@@ -225,12 +229,17 @@ def _sources(
     item_id: str | None,
     *,
     limit: int,
-) -> Iterator[tuple[str, Sequence[str]]]:
+) -> Iterator[tuple[str | Sequence[str], Sequence[str]]]:
+    """Yield candidates, with the source of all of them or of each."""
     own = snapshot.lists.get(recommender)
     if own is not None:
         if item_id is not None:
             yield f"{recommender}:related", own.related(item_id, limit) or ()
-        yield recommender, own.for_unit(unit_id, limit) or ()
+        if own.labels:
+            items, labels = own.for_unit_labelled(unit_id, limit) or ((), ())
+            yield [f"{recommender}:{e}" if e else recommender for e in labels], items
+        else:
+            yield recommender, own.for_unit(unit_id, limit) or ()
         yield f"{recommender}:default", own.default
     if recommender != FALLBACK_MODEL and FALLBACK_MODEL in snapshot.lists:
         yield f"{FALLBACK_MODEL}:default", snapshot.lists[FALLBACK_MODEL].default
@@ -245,9 +254,15 @@ def model_label(snapshot: Snapshot, recommender: str) -> str:
 def is_fallback(recommender: str, sources: Collection[str]) -> bool:
     """Whether a carousel differs from what the recommender itself has to say.
 
-    `FALLBACK_MODEL` says the same to all, so its default list is its own.
+    Its parts and re-ranking steps are its own. `FALLBACK_MODEL` says the same to all, so
+    its default list is its own.
     """
-    own = {recommender, f"{recommender}:related"}
-    if recommender == FALLBACK_MODEL:
-        own.add(f"{FALLBACK_MODEL}:default")
-    return not sources or not own.issuperset(sources)
+    part, default = f"{recommender}:", f"{recommender}:default"
+    others = [
+        source
+        for source in set(sources)
+        if source != recommender and (not source.startswith(part) or source == default)
+    ]
+    if recommender == FALLBACK_MODEL and default in others:
+        others.remove(default)
+    return not sources or bool(others)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from sqlalchemy import Connection, Engine
 
 from experiment_service.domain.shadow import ShadowRule
@@ -22,13 +23,9 @@ from experiment_service.storage import models
 from experiment_service.storage.database import transaction
 from experiment_service.storage.models import MODELS, ModelStatus, ModelVersion
 from recommenders.checklist import Check, Previous
+from recommenders.folders import PARTIAL_SUFFIX
 from recommenders.interactions import IntArray, Interactions
-from recommenders.lists import (
-    PARTIAL_SUFFIX,
-    PublishedLists,
-    is_open,
-    publish_lists,
-)
+from recommenders.lists import PublishedLists, is_open, publish_lists
 
 log = logging.getLogger(__name__)
 
@@ -41,11 +38,17 @@ COMPARED_UNITS = 1000
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class CandidateLists:
-    """Item rows, padded with -1: per unit, for strangers, and per item if known."""
+    """Item rows, padded with -1: per unit, for strangers, and per item if known.
+
+    And what put each item into the list of its unit, as of `recommenders.base.Lists`;
+    None where it was the recommender itself throughout.
+    """
 
     units: IntArray
     default: IntArray
     related: IntArray | None
+    sources: NDArray[np.int8] | None
+    labels: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -202,6 +205,8 @@ def _publish(candidate: Candidate, number: int, directory: Path) -> str:
         default=candidate.lists.default,
         related=candidate.lists.related,
         item_names=None if catalogue is None else catalogue.names,
+        sources=candidate.lists.sources,
+        labels=candidate.lists.labels,
     )
     PublishedLists.open_verified(directory, sha256)
     return sha256

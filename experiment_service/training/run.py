@@ -7,7 +7,7 @@ import json
 import logging
 import resource
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -410,26 +410,30 @@ def _make_lists(
     """Make all lists, a block at a time: what a block needs is many times its lists."""
     depth, exclude_seen = parameters["depth"], parameters["exclude_seen"]
 
-    def in_blocks(count: int, make: Callable[[IntArray], IntArray]) -> IntArray:
-        made = np.empty((count, depth), dtype=np.int32)
+    def blocks(count: int) -> Iterator[IntArray]:
         for start in range(0, count, _BLOCK_ROWS):
-            rows = np.arange(start, min(start + _BLOCK_ROWS, count), dtype=np.int32)
-            made[rows] = make(rows)
-        return made
-
-    def for_units(rows: IntArray) -> IntArray:
-        return trained.recommend(rows, depth, exclude_seen=exclude_seen)[0]
-
-    def related(rows: IntArray) -> IntArray:
-        return trained.related(rows, depth)[0]
+            yield np.arange(start, min(start + _BLOCK_ROWS, count), dtype=np.int32)
 
     data = trained.interactions
+    units = np.empty((len(data.units), depth), dtype=np.int32)
+    sources = np.zeros(units.shape, dtype=np.int8)
+    labels: tuple[str, ...] = ("",)
+    for rows in blocks(len(units)):
+        lists = trained.lists(rows, depth, exclude_seen=exclude_seen)
+        # Which labels there are is a matter of the steps, not of the rows.
+        units[rows], sources[rows], labels = lists.items, lists.sources, lists.labels
+    related = None
+    if parameters["with_related"] and trained.capabilities.context_item:
+        related = np.empty((len(data.items), depth), dtype=np.int32)
+        for rows in blocks(len(related)):
+            related[rows] = trained.related(rows, depth)[0]
+    has_labels = any(labels[code] for code in np.unique(sources))
     return CandidateLists(
-        units=in_blocks(len(data.units), for_units),
+        units=units,
         default=trained.default(depth),
-        related=in_blocks(len(data.items), related)
-        if parameters["with_related"] and trained.capabilities.context_item
-        else None,
+        related=related,
+        sources=sources if has_labels else None,
+        labels=labels if has_labels else (),
     )
 
 

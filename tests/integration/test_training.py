@@ -145,6 +145,25 @@ def test_a_training_that_passes_serves(run, engine, tmp_path, recommender):
         assert "item-3" not in related
 
 
+def test_what_explored_is_published(run, tmp_path):
+    step = {"step": "explore", "share": 0.5, "first": 2, "last": 4, "depth": 2}
+    run(reranking=[step])
+    run(name="plain")
+    folders = (tmp_path / "models" / name / "1" for name in ("item_knn", "plain"))
+    explores, plain = map(PublishedLists.open, folders)
+    assert (explores.labels, plain.labels) == (("", "explored"), ())
+    drawn = 0
+    for number in range(UNITS):
+        items, labels = explores.for_unit_labelled(f"unit-{number}")
+        before = plain.for_unit(f"unit-{number}")
+        for item, label, instead_of in zip(items, labels, before, strict=True):
+            assert (item not in before) is (label == "explored")
+            assert label or item == instead_of
+        drawn += labels.count("explored")
+    # Half of three places each, within four standard errors.
+    assert abs(drawn / (3 * UNITS) - 0.5) < 4 * 0.5 / (3 * UNITS) ** 0.5
+
+
 def test_lists_follow_the_tastes_of_the_units(run, tmp_path):
     run()
     lists = PublishedLists.open(tmp_path / "models" / "item_knn" / "1")
@@ -545,7 +564,7 @@ CRASH = """
     from experiment_service import training
     from experiment_service.storage import models
     from experiment_service.storage.database import create_engine
-    from recommenders import lists
+    from recommenders import folders
 
     url, data_dir, where = sys.argv[1:]
 
@@ -555,7 +574,7 @@ CRASH = """
     if where == "published":
         models.insert_version = die
     else:
-        lists._flush_folder = die
+        folders.flush_folder = die
     training.train(
         create_engine(url),
         data_dir=Path(data_dir),

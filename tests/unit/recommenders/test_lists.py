@@ -11,9 +11,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from recommenders import folders
 from recommenders import lists as lists_module
+from recommenders.folders import PARTIAL_SUFFIX
 from recommenders.lists import (
-    PARTIAL_SUFFIX,
     PublishedLists,
     is_open,
     manifest_files,
@@ -114,6 +115,63 @@ def test_any_lists_are_read_back(tmp_path_factory, values, stranger):
     assert lists.depth == depth
     if stranger not in units:
         assert lists.for_unit(stranger) is None
+
+
+SOURCES = {
+    "sources": np.array([[0, 2], [1, 0], [0, 0]], dtype=np.int8),
+    "labels": ("", "known", "explored"),
+}
+
+
+def test_items_of_units_have_labels_where_they_were_given(tmp_path, folder):
+    publish(tmp_path / "2", **SOURCES)
+    lists = PublishedLists.open(tmp_path / "2")
+    assert lists.labels == ("", "known", "explored")
+    assert lists.for_unit_labelled("ada") == (["apple", "brød"], ["", "explored"])
+    assert lists.for_unit_labelled("ada", 1) == (["apple"], [""])
+    assert lists.for_unit_labelled("bob") == (["🍣"], ["known"])
+    assert lists.for_unit_labelled("ćwikła") == ([], [])
+    assert lists.for_unit_labelled("eve") is None
+    assert lists.for_unit("ada") == ["apple", "brød"]
+    lists.verify()
+    assert PublishedLists.open(folder).labels == ()
+
+
+@pytest.mark.parametrize(
+    ("sources", "labels", "message"),
+    [
+        (np.zeros((3, 2), np.int32), ("",), "sources is int32 of shape"),
+        (np.zeros((2, 2), np.int8), ("",), r"int8 of shape \(3, 2\)"),
+        (np.ones((3, 2), np.int8), ("",), "sources hold 1 to 1; there are 1 labels"),
+        (-np.ones((3, 2), np.int8), ("",), "sources hold -1 to -1"),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused(tmp_path, sources, labels, message):
+    with pytest.raises(ValueError, match=message):
+        publish(tmp_path / "1", sources=sources, labels=labels)
+    assert not list(tmp_path.iterdir())
+
+
+def test_damaged_labels_are_found(tmp_path):
+    publish(tmp_path / "1", **SOURCES)
+    PublishedLists.open(tmp_path / "1").check_content()
+    assert "sources.npy" in manifest_files(tmp_path / "1")
+    manifest = tmp_path / "1" / "manifest.json"
+    whole = json.loads(manifest.read_text())
+    for labels, files, message in (
+        ([1], whole["files"], "has labels"),
+        (["a\n"], whole["files"], "has labels .*, not plain texts"),
+        (["x"], {}, "the manifest says None"),
+    ):
+        manifest.write_text(json.dumps({**whole, "labels": labels, "files": files}))
+        with pytest.raises(ValueError, match=message):
+            PublishedLists.open(tmp_path / "1")
+    manifest.write_text(json.dumps({**whole, "labels": [""]}))
+    with pytest.raises(ValueError, match=r"sources\.npy is wrong: sources hold 0 to 2"):
+        PublishedLists.open(tmp_path / "1").check_content()
+    (tmp_path / "1" / "sources.npy").unlink()
+    with pytest.raises(ValueError, match=r"sources\.npy can't be read"):
+        PublishedLists.open(tmp_path / "1")
 
 
 def test_blocks_join(tmp_path, monkeypatch):
@@ -232,14 +290,15 @@ def test_a_parent_that_is_a_file_is_named(tmp_path):
 
 def test_the_folder_appears_whole(tmp_path, monkeypatch):
     seen = []
-    write = lists_module._write
+    write = folders.write_file
 
     def watched(path, parts):
         seen.append((tmp_path / "1").exists())
         assert path.parent.name.endswith(PARTIAL_SUFFIX)
         return write(path, parts)
 
-    monkeypatch.setattr(lists_module, "_write", watched)
+    for module in (folders, lists_module):
+        monkeypatch.setattr(module, "write_file", watched)
     publish(tmp_path / "1")
     assert len(seen) == 8
     assert not any(seen)

@@ -22,7 +22,7 @@ NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 ITEMS = [f"i{number}" for number in range(10)]
 
 
-def publish(data_dir, name, version=1, *, units, default, related=None):
+def publish(data_dir, name, version=1, *, units, default, related=None, **labelled):
     """Publish hand-written lists of rows of `ITEMS`; return the live model."""
     depth = len(default)
     table = None
@@ -43,6 +43,7 @@ def publish(data_dir, name, version=1, *, units, default, related=None):
         item_ids=ITEMS,
         default=np.array(default, dtype=np.int32),
         related=table,
+        **labelled,
     )
     return LiveModel(name=name, version=version, artifact=artifact, sha256=digest)
 

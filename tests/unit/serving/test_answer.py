@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+import numpy as np
 import pytest
 
 from experiment_service.domain.assignment import Step, assign, layer_segment
@@ -105,6 +106,28 @@ def test_default_list_is_popularity_s_own(lists):
     assert not carousel.fallback
     assert is_fallback("als", ["als", "als:default"])
     assert not is_fallback("als", ["als:related", "als"])
+
+
+def test_parts_and_steps_of_a_recommender_are_told_and_no_fallback(shop):
+    sources = np.array([[1, 0, 2, 0]], dtype=np.int8)
+    labels = ("", "new", "explored")
+    als = shop.publish("als", **ALS, sources=sources, labels=labels)
+    snapshot = shop.snapshot(models=[als])
+    carousel = fill_carousel(snapshot, "als", "u", k=2, exclude=["i1"])
+    assert named(carousel) == [("i0", "als:new"), ("i2", "als:explored")]
+    assert not carousel.fallback
+    longer = fill_carousel(snapshot, "als", "u", k=5, item_id="i7")
+    assert named(longer) == [
+        ("i8", "als:related"),
+        ("i2", "als:related"),
+        ("i0", "als:new"),
+        ("i1", "als"),
+        ("i3", "als:default"),
+    ]
+    assert longer.fallback
+    nobody = fill_carousel(snapshot, "als", "nobody", k=1)
+    assert named(nobody) == [("i3", "als:default")]
+    assert is_fallback("als", ["als", "popularity:explored"])
 
 
 def test_placement_s_recommender_outside_experiments(shop, sticky):
