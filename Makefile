@@ -10,6 +10,8 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 export UV_PYTHON_DOWNLOADS := never
+# Set in many images. Every process would compile the thousands of files it imports anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo test check test-slow test-faults bench serve worker dashboard migrate \
         format lint types imports lock setup browser postgres openfeature promtool \
