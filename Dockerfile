@@ -1,6 +1,7 @@
 # One image for API, worker, dashboard and commands; compose.yaml runs them together.
 FROM python:3.11-slim-bookworm AS build
-ENV UV_PYTHON_DOWNLOADS=never UV_LINK_MODE=copy
+# The user of the running image can store no bytecode, so it is compiled here.
+ENV UV_PYTHON_DOWNLOADS=never UV_LINK_MODE=copy UV_COMPILE_BYTECODE=1
 RUN pip install --no-cache-dir uv==0.9.5 && uv venv /opt/venv
 WORKDIR /source
 COPY pyproject.toml requirements.lock README.md LICENSE ./
