@@ -91,12 +91,26 @@ def browser():
 @pytest.fixture(scope="module")
 def logged_in(browser, address):
     """A page of a browser that logged in."""
-    page = browser.new_page()
+    context = browser.new_context()
+    page = context.new_page()
     page.goto(address)
     log_in(page, PASSWORD)
     heading(page, "Experiments")
     yield page
+    context.close()
+
+
+@pytest.fixture
+def stranger(logged_in):
+    """A page of the same browser that logged in nowhere; it has the scripts already."""
+    context = logged_in.context
+    cookies = context.cookies()
+    context.clear_cookies()
+    page = context.new_page()
+    yield page
     page.close()
+    context.clear_cookies()
+    context.add_cookies(cookies)
 
 
 def log_in(page, password):
@@ -213,9 +227,8 @@ def choose(page, field, option):
     page.get_by_role("option", name=option).click()
 
 
-def test_a_wrong_password_stays_outside_and_the_right_one_comes_in(browser, address):
-    context = browser.new_context()
-    page = context.new_page()
+def test_a_wrong_password_stays_outside_and_the_right_one_comes_in(stranger, address):
+    page = stranger
     page.goto(f"{address}/experiment?experiment={HOME}")
     log_in(page, "not the password")
     expect(page.get_by_text("That is not the password.")).to_be_visible(timeout=20_000)
@@ -230,7 +243,6 @@ def test_a_wrong_password_stays_outside_and_the_right_one_comes_in(browser, addr
     page.wait_for_timeout(300)
     page.reload()
     expect(page.get_by_label("Password", exact=True)).to_be_visible(timeout=20_000)
-    context.close()
 
 
 def test_people_of_a_provider_come_in_by_their_address(browser, shop, tmp_path):
@@ -250,9 +262,10 @@ def test_people_of_a_provider_come_in_by_their_address(browser, shop, tmp_path):
         ) as address,
     ):
         assert [each.stat().st_mode & 0o777 for each in data.glob("*.toml")] == [0o600]
+        context = browser.new_context()
         for email, enters in (("eve@evil.example", False), ("ana@shop.example", True)):
             provider.email = email
-            context = browser.new_context()
+            context.clear_cookies()
             page = context.new_page()
             page.goto(address)
             page.get_by_role("button", name="Log in").click()
@@ -266,5 +279,6 @@ def test_people_of_a_provider_come_in_by_their_address(browser, shop, tmp_path):
                 told = page.get_by_text(f"{email} may not look at this dashboard")
                 expect(told).to_be_visible(timeout=20_000)
             assert (HOME in page.inner_text("body")) is False
-            context.close()
+            page.close()
+        context.close()
     assert list(data.glob("*.toml")) == []
