@@ -20,6 +20,9 @@ from sqlalchemy.engine import make_url
 
 from experiment_service.storage import database
 
+# Threads of OpenMP that wait in a loop take a core from the tests beside them.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 
 def pytest_addoption(parser):
     parser.addoption("--server", choices=("embedded", "debian"), default="embedded")
