@@ -93,12 +93,22 @@ class DebianServer:
 @contextmanager
 def debian_server(directory: Path):
     """Run the server of Debian's package."""
-    server = DebianServer(directory, "-c fsync=off")
+    server = DebianServer(directory, "-c fsync=off -c max_wal_size=128MB")
     server.start()
     try:
         yield server.url()
     finally:
         server.stop()
+
+
+def server_directory() -> Path:
+    """Make a directory in memory if there is room, as databases come and go by hundreds.
+
+    What has to outlast a crash is tested on servers of its own, on the disk.
+    """
+    memory = Path("/dev/shm")
+    has_room = memory.is_dir() and shutil.disk_usage(memory).free > 4 << 30
+    return Path(tempfile.mkdtemp(prefix="es-test-", dir=memory if has_room else None))
 
 
 @pytest.fixture(scope="session")
@@ -108,7 +118,7 @@ def server_url(request):
         yield database.normalise_url(given).render_as_string(hide_password=False)
         return
     with ExitStack() as stack:
-        directory = Path(tempfile.mkdtemp(prefix="es-test-"))
+        directory = server_directory()
         stack.callback(shutil.rmtree, directory, ignore_errors=True)
         directory.chmod(0o755)
         if request.config.getoption("--server") == "debian":
@@ -117,6 +127,7 @@ def server_url(request):
             url = stack.enter_context(database.running_database(None, directory))
             with admin(url) as connection:
                 connection.execute(text("ALTER SYSTEM SET fsync = off"))
+                connection.execute(text("ALTER SYSTEM SET max_wal_size = '128MB'"))
                 connection.execute(text("SELECT pg_reload_conf()"))
             yield url
 
