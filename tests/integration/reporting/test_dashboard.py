@@ -35,7 +35,6 @@ def open_page(monkeypatch, tmp_path):
         monkeypatch.setenv("DATABASE_URL", url)
         monkeypatch.setenv("EXPERIMENT_SERVICE_DATA_DIR", str(tmp_path))
         test = AppTest.from_file(str(APP), default_timeout=30)
-        test.run()
         if experiment is not None:
             test.query_params["experiment"] = experiment
         for name, value in address.items():

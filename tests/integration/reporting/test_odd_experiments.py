@@ -101,7 +101,6 @@ def open_page(monkeypatch, tmp_path, odd_url):
 
     def opened(page, **address):
         test = AppTest.from_file(str(APP), default_timeout=30)
-        test.run()
         for name, value in address.items():
             test.query_params[name] = value
         if page != "overview":
