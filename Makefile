@@ -36,19 +36,22 @@ setup: $(INSTALLED) ## install what everything else needs into .venv
 demo: $(INSTALLED) ## run everything on real retail data, with shoppers; Ctrl-C stops it
 	@$(BIN)/experiment-service demo
 
-# Tests that start processes and watch the clock run apart from the others, file by file.
-PROCESSES := tests/integration/serving tests/integration/test_mirroring.py tests/acceptance
+# Tests that start processes wait for them: one more at a time than there are cores, file
+# by file, the longest first. Beside them what runs SQL of its own, once more: the second
+# server has to give the same.
+WAITING := $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) + 1)))
+PROCESSES := tests/acceptance tests/integration/serving \
+	$(addprefix tests/integration/test_,mirroring.py embedded.py worker.py ingestion.py)
 ALONE := $(addprefix --ignore=,$(PROCESSES))
-# What runs SQL of its own; the second server has to give the same.
-DATABASE := $(filter-out $(addprefix tests/integration/test_,cli.py ingestion.py mirroring.py \
-	release.py replay.py scheduled_releases.py training.py worker.py),$(wildcard tests/integration/test_*.py)) \
+DATABASE := $(filter-out $(PROCESSES) $(addprefix tests/integration/test_,cli.py release.py \
+	replay.py scheduled_releases.py training.py),$(wildcard tests/integration/test_*.py)) \
 	tests/integration/reporting/test_reporting.py \
 	tests/integration/reporting/test_adjusted.py
 
 test: $(INSTALLED) browser postgres openfeature promtool ## run all tests but the slow ones, on two PostgreSQL servers
 	$(BIN)/python -m pytest -n auto $(ALONE)
-	$(BIN)/python -m pytest -n auto --dist loadfile $(PROCESSES)
-	$(BIN)/python -m pytest -n auto $(DATABASE) --server debian
+	$(BIN)/python -m pytest -n $(WAITING) --dist loadfile --no-loadscope-reorder \
+		$(PROCESSES) $(DATABASE) --server debian
 
 check: $(INSTALLED) lint types imports test ## all that CI runs: format, lint, types, imports, tests
 
