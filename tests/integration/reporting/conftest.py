@@ -1,5 +1,6 @@
 """A shop with five experiments in every state, as reports and the dashboard see it."""
 
+import sys
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -449,6 +450,14 @@ def new_database(server_url, template):
     with admin.connect() as connection:
         connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
     admin.dispose()
+
+
+def keep_main(monkeypatch):
+    """Take back, after the test, the main module that AppTest puts in place of ours.
+
+    Processes that later tests start would run the dashboard first.
+    """
+    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])
 
 
 @pytest.fixture

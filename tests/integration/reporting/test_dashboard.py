@@ -18,6 +18,7 @@ from experiment_service.domain.declaration import parse_declaration
 from experiment_service.domain.monitor import MONITORS
 from experiment_service.storage import experiments as storage
 from experiment_service.storage.database import transaction
+from tests.integration.reporting.conftest import keep_main
 
 APP = Path(dashboard.__file__).parent / "app.py"
 PAGES = ["overview", "experiment", "bandit", "planning", "replay", "models", "health"]
@@ -30,6 +31,7 @@ STOPPED = "product-carousel"
 @pytest.fixture
 def open_page(monkeypatch, tmp_path):
     """Open a page on a database, as a browser would."""
+    keep_main(monkeypatch)
 
     def opened(page, url, experiment=None, **address):
         monkeypatch.setenv("DATABASE_URL", url)

@@ -18,6 +18,7 @@ from experiment_service.storage.events import store_events
 from tests.integration.reporting.conftest import (
     Recorder,
     declare,
+    keep_main,
     new_database,
     open_experiment,
 )
@@ -96,6 +97,7 @@ def odd_url(server_url, template_database):
 
 @pytest.fixture
 def open_page(monkeypatch, tmp_path, odd_url):
+    keep_main(monkeypatch)
     monkeypatch.setenv("DATABASE_URL", odd_url)
     monkeypatch.setenv("EXPERIMENT_SERVICE_DATA_DIR", str(tmp_path))
 

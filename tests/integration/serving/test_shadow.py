@@ -23,6 +23,7 @@ from experiment_service.storage.experiments import list_audit
 from experiment_service.storage.models import ModelStatus, get_version
 from experiment_service.storage.shadow_sums import sum_answers
 from recommenders.lists import PublishedLists
+from tests.integration.reporting.conftest import keep_main
 from tests.integration.serving.conftest import (
     UNITS,
     declaration,
@@ -271,6 +272,7 @@ def test_only_an_admin_decides():
 @pytest.fixture
 def page(shop, monkeypatch):
     """The page Models on the database and the API of the shop."""
+    keep_main(monkeypatch)
     monkeypatch.setenv("DATABASE_URL", shop.engine.url.render_as_string(False))
     monkeypatch.setenv("EXPERIMENT_SERVICE_DATA_DIR", str(data_dir(shop)))
     monkeypatch.setenv("EXPERIMENT_SERVICE_API_URL", shop.address)
