@@ -403,8 +403,9 @@ class Writer:
         self._journal.arrived.set()
         if self._thread.is_alive():
             self._thread.join(drain_timeout)
-        if self._journal.depth:
-            log.warning("events stay in the journal depth=%d", self._journal.depth)
+        depth = self.status().depth
+        if depth:
+            log.warning("events stay in the journal depth=%d", depth)
 
     def status(self) -> WriterStatus:
         """Return how the writer is doing; never waits."""
@@ -425,26 +426,32 @@ class Writer:
     def _run(self) -> None:
         self._attempt(self._journal.retry_set_aside)
         pause = _FIRST_PAUSE_SECONDS
-        while not self._is_done():
+        while not self._is_late():
+            # Journals that were begun before the end was told are looked for once more.
+            ending = self._stopping.is_set()
+            if ending:
+                self._adopt_at = 0.0
             self._journal.arrived.clear()
             moved = self._attempt(self._move_all)
             if moved is None:
                 if self._stopping.wait(pause):
                     break
                 pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
-            else:
-                pause = _FIRST_PAUSE_SECONDS
-                self._rest(moved)
+                continue
+            pause = _FIRST_PAUSE_SECONDS
+            if ending and not self._is_waiting():
+                break
+            self._rest(moved)
         self._pool.shutdown()
         for journal in self._adopted:
             journal.close()
 
-    def _is_done(self) -> bool:
-        if not self._stopping.is_set():
-            return False
+    def _is_late(self) -> bool:
+        return self._stopping.is_set() and time.monotonic() > self._deadline
+
+    def _is_waiting(self) -> bool:
         journals = [self._journal, *(self._adopted if self._follow else ())]
-        waiting = any(journal.depth for journal in journals)
-        return not waiting or time.monotonic() > self._deadline
+        return any(journal.depth for journal in journals)
 
     def _rest(self, moved: int) -> None:
         if self._stopping.is_set() or moved >= _BATCH:

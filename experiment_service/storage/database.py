@@ -5,7 +5,7 @@ set), `transaction` turns the driver's errors into ours.
 """
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -192,7 +192,12 @@ def held_alone(engine: Engine, name: str) -> Iterator[None]:
             connection.commit()
         if not is_ours:
             raise Conflict(f"another {name} is running; wait until it has ended")
-        yield
+        try:
+            yield
+        finally:
+            # The server sees the end of a connection a moment after we do.
+            with suppress(DBAPIError):
+                connection.execute(text("SELECT pg_advisory_unlock_all()"))
 
 
 @contextmanager

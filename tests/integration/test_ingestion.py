@@ -177,6 +177,20 @@ def test_stop_stores_what_waits(engine, journal, exposures):
     assert count(engine, "exposure") == 20
 
 
+def test_stop_stores_what_waits_in_journals_not_looked_at_before(
+    engine, journal, directory, exposures
+):
+    with closing(Journal.open(directory, max_bytes=LARGE, shared=True)) as served:
+        writer = Writer(journal, engine, follow=True)
+        append(served, *exposures(20))
+        # Told to end before its first look, as `stop` is before `start` here.
+        writer._stopping.set()
+        writer.start()
+        writer.stop(10)
+        assert served.depth == 0
+    assert count(engine, "exposure") == 20
+
+
 def test_writer_that_never_started_can_be_stopped(engine, journal):
     Writer(journal, engine).stop(0.1)
 
