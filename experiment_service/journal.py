@@ -51,6 +51,8 @@ _READ_BYTES = 8 << 20
 # Rows that one transaction deletes, and vacuums after a deletion: appends wait meanwhile.
 _DELETED = 250
 _VACUUMS = 8
+# Least time from the beginning of a group to that of the next, while events come.
+_PACE_SECONDS = 0.003
 # How old the knowledge of what another process has moved may become.
 _CATCH_UP_SECONDS = 0.05
 
@@ -313,14 +315,19 @@ class Journal:
 
     def _write_until_closed(self) -> None:
         while group := self._next_group():
+            begun = time.monotonic()
             payloads = [payload for each, _ in group for payload in each]
             size = sum(map(len, payloads))
             failure = self._write(payloads, size)
+            busy = bool(self._queue)
             for _, future in group:
                 if failure is None:
                     future.set_result(None)
                 else:
                     future.set_exception(failure)
+            if busy:
+                # A group costs as much whatever is in it: more may go into the next.
+                time.sleep(max(0.0, begun + _PACE_SECONDS - time.monotonic()))
 
     def _next_group(self) -> list[tuple[Sequence[bytes], Future[None]]]:
         """Wait for appends and take all there are; none when the journal is closed."""
@@ -376,7 +383,7 @@ class Journal:
         entries: list[tuple[int, bytes]] = []
         size = 0
         with self._moves, translated(self._path):
-            empty_log(self._moving, files_of(self._path)[1])
+            empty_log(self._moving, self._path)
             rows = self._moving.execute(
                 "SELECT sequence, payload FROM waiting WHERE sequence > ? "
                 "ORDER BY sequence LIMIT ?",
@@ -405,7 +412,7 @@ class Journal:
                 if not give_back_space(self._moving):
                     break
         with self._moves, translated(self._path):
-            empty_log(self._moving, files_of(self._path)[1])
+            empty_log(self._moving, self._path)
 
     def set_aside(self, sequence: int, reason: str) -> None:
         """Keep an event that the database refuses for good, out of the way.

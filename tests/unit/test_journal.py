@@ -10,6 +10,7 @@ import sys
 import threading
 from concurrent.futures import wait
 from contextlib import closing
+from types import SimpleNamespace
 
 import pytest
 
@@ -517,3 +518,21 @@ def test_log_of_a_shared_journal_stays_short(directory):
                 moved.delete([sequence for sequence, _ in moved.read(2000)])
             assert moved.depth == mine.depth == 0
         assert log.stat().st_size < 48 << 20  # of 60 MB that went through, twice
+
+
+def test_a_copied_log_is_written_over_and_needs_no_room(directory, monkeypatch):
+    log = directory / "journal-0.sqlite3-wal"
+    with closing(Journal.open(directory, max_bytes=LARGE, shared=True)) as mine:
+        for _ in range(20):
+            append(mine, bytes(1_000_000))
+        (moved,) = Journal.living(directory)
+        with closing(moved):
+            # Copies the log, which is longer than the disk now has room.
+            assert len(moved.read(100)) == 9
+        long = log.stat().st_size
+        assert long > 16 << 20
+        left = SimpleNamespace(f_bavail=17 << 20, f_frsize=1)
+        monkeypatch.setattr(os, "statvfs", lambda _: left)
+        append(mine, b"more")
+        # Not cut, and not longer.
+        assert log.stat().st_size == long
