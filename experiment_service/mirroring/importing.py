@@ -36,7 +36,9 @@ from experiment_service.storage.experiments import record_audit
 from experiment_service.storage.models import MODELS, ModelVersion
 from recommenders import build_recommender
 from recommenders.data_checks import DataProfile
-from recommenders.lists import MANIFEST, PublishedLists, manifest_files, relabel
+from recommenders.list_format import MANIFEST, manifest_files
+from recommenders.lists import PublishedLists
+from recommenders.publishing import relabel
 from recommenders.rerank import build_steps
 
 if TYPE_CHECKING:

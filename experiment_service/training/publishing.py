@@ -25,7 +25,8 @@ from experiment_service.storage.models import MODELS, ModelStatus, ModelVersion
 from recommenders.checklist import Check, Previous
 from recommenders.folders import PARTIAL_SUFFIX
 from recommenders.interactions import IntArray, Interactions
-from recommenders.lists import PublishedLists, is_open, publish_lists
+from recommenders.lists import PublishedLists, is_open
+from recommenders.publishing import publish_lists
 
 log = logging.getLogger(__name__)
 

@@ -37,7 +37,7 @@ import psutil
 from experiment_service import experimentation
 from experiment_service.domain.declaration import parse_declaration
 from experiment_service.storage import database, models
-from recommenders.lists import publish_lists
+from recommenders.publishing import publish_lists
 
 CLOSED_LOOP = Path(__file__).with_name("closed_loop.py")
 OPEN_LOOP = Path(__file__).with_name("open_loop.py")

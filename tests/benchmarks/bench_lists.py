@@ -24,11 +24,12 @@ from threadpoolctl import threadpool_limits
 
 from recommenders.base import TrainedRecommender
 from recommenders.interactions import IdMap, Interactions
-from recommenders.lists import PublishedLists, publish_lists
+from recommenders.lists import PublishedLists
 from recommenders.matrix_factorization import (
     AlternatingLeastSquares as OurAlternatingLeastSquares,
 )
 from recommenders.matrix_factorization import _FactorScorer
+from recommenders.publishing import publish_lists
 
 DEPTH = 50
 FACTORS = 64

@@ -29,7 +29,7 @@ from bench_http import DEPTH, ITEMS, UNITS, free_port, publish_shop, write_bodie
 
 from experiment_service import experimentation
 from experiment_service.storage import database
-from recommenders.lists import publish_lists
+from recommenders.publishing import publish_lists
 
 MANY = 1_000_000
 WORKERS = 3

@@ -39,7 +39,8 @@ from experiment_service.storage.database import held_alone, transaction
 from experiment_service.storage.experiments import list_audit
 from experiment_service.storage.models import ModelStatus
 from recommenders import build_recommender, describe
-from recommenders.lists import PublishedLists, publish_lists
+from recommenders.lists import PublishedLists
+from recommenders.publishing import publish_lists
 from tests.conftest import free_port
 from tests.integration.test_release import PIPELINE, shop
 from tests.integration.test_training import file_size_limit

@@ -25,7 +25,7 @@ from experiment_service.storage.database import create_engine, transaction
 from experiment_service.storage.events import store_events
 from experiment_service.storage.shadows import ShadowAnswer, insert_answers
 from policies.probability_best import probability_best
-from recommenders.lists import publish_lists
+from recommenders.publishing import publish_lists
 
 RATES = {"popular": 0.10, "item-knn": 0.12, "als": 0.15}
 HEALTHY = "home-carousel"

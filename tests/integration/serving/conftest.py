@@ -18,7 +18,7 @@ from sqlalchemy.engine import make_url
 from experiment_service import experimentation
 from experiment_service.domain.declaration import parse_declaration
 from experiment_service.storage import database, models
-from recommenders.lists import publish_lists
+from recommenders.publishing import publish_lists
 from tests.conftest import admin, free_port
 
 ITEMS = [f"item-{number:03d}" for number in range(60)]

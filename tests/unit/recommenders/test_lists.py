@@ -11,16 +11,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from recommenders import folders
-from recommenders import lists as lists_module
+from recommenders import folders, list_format, publishing
 from recommenders.folders import PARTIAL_SUFFIX
-from recommenders.lists import (
-    PublishedLists,
-    is_open,
-    manifest_files,
-    publish_lists,
-    relabel,
-)
+from recommenders.list_format import manifest_files
+from recommenders.lists import PublishedLists, is_open
+from recommenders.publishing import publish_lists, relabel
 
 UNITS = ["ada", "bob", "ćwikła"]
 ITEMS = ["apple", "brød", "çay", "🍣"]
@@ -175,7 +170,7 @@ def test_damaged_labels_are_found(tmp_path):
 
 
 def test_blocks_join(tmp_path, monkeypatch):
-    monkeypatch.setattr(lists_module, "_BLOCK_ROWS", 7)
+    monkeypatch.setattr(publishing, "_BLOCK_ROWS", 7)
     units = [f"unit-{n}" for n in range(100)]
     items = [f"item-{n}" for n in range(30)]
     table = np.arange(500, dtype=np.int32).reshape(100, 5) % 30
@@ -249,7 +244,7 @@ def test_bad_input_is_refused_and_leaves_nothing(tmp_path, changes, message):
 
 def test_two_ids_of_one_hash_are_refused(tmp_path, monkeypatch):
     # Two texts of equal 64 bits of SHA-256 are not known, so all hashes are made equal.
-    monkeypatch.setattr(lists_module, "_hash", lambda _: np.uint64(7))
+    monkeypatch.setattr(list_format, "hash_of", lambda _: np.uint64(7))
     with pytest.raises(ValueError, match="'ada' and 'bob' have one hash"):
         publish(tmp_path / "1")
 
@@ -297,7 +292,7 @@ def test_the_folder_appears_whole(tmp_path, monkeypatch):
         assert path.parent.name.endswith(PARTIAL_SUFFIX)
         return write(path, parts)
 
-    for module in (folders, lists_module):
+    for module in (folders, publishing):
         monkeypatch.setattr(module, "write_file", watched)
     publish(tmp_path / "1")
     assert len(seen) == 8

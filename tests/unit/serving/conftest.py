@@ -16,7 +16,7 @@ from experiment_service.domain.declaration import parse_declaration
 from experiment_service.domain.experiment import Epoch, Experiment, ExperimentState
 from experiment_service.serving.snapshot import build_snapshot
 from experiment_service.serving.sticky import StickyStore
-from recommenders.lists import publish_lists
+from recommenders.publishing import publish_lists
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 ITEMS = [f"i{number}" for number in range(10)]
