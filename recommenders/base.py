@@ -88,6 +88,23 @@ class SessionScorer(Scorer, Protocol):
 
 
 @runtime_checkable
+class AdditiveSessionScorer(ContextScorer, SessionScorer, Protocol):
+    """A scorer of sessions by sums, so that they can be scored from related lists.
+
+    Up to a factor of each session, and rounding, its `session_scores` are the sums of the
+    `item_scores` of the session's items times `fade`; -inf counts as nothing.
+    """
+
+    @property
+    def fade(self) -> FloatArray:
+        """How much the items of a session count, the latest first; in [0, 1].
+
+        Those before do not count; one that comes twice counts for both.
+        """
+        ...
+
+
+@runtime_checkable
 class RoutedScorer(Protocol):
     """A scorer that is made of several, and tells which of them scored an item."""
 

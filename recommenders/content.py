@@ -142,6 +142,10 @@ class _ContentScorer:
     profiles: csr_matrix
     vectors: csr_matrix
 
+    @property
+    def fade(self) -> FloatArray:
+        return _SESSION_FADE
+
     def unit_scores(self, rows: IntArray) -> FloatArray:
         return dense(self.profiles[rows] @ self.vectors.T)
 
@@ -149,6 +153,6 @@ class _ContentScorer:
         return dense(self.vectors[rows] @ self.vectors.T)
 
     def session_scores(self, sessions: IntArray) -> FloatArray:
-        weights = session_weights(sessions, self.vectors.shape[0], _SESSION_FADE)
+        weights = session_weights(sessions, self.vectors.shape[0], self.fade)
         profiles = normalized(csr_matrix(weights @ self.vectors))
         return dense((profiles @ self.vectors.T).astype(np.float32))

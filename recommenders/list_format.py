@@ -20,14 +20,15 @@ MANIFEST = "manifest.json"
 IDS = ("item_ids.bin", "item_offsets.npy")
 NAMES = ("item_names.bin", "item_name_offsets.npy")
 _FILES = frozenset(
-    {"units.npy", "lists.npy", "sources.npy", "items.npy", "default.npy", "related.npy"}
-    | {*IDS, *NAMES}
+    {"units.npy", "lists.npy", "sources.npy", "items.npy", "default.npy"}
+    | {"related.npy", "related_scores.npy", *IDS, *NAMES}
 )
 #: Characters of a label, so that it makes an id with the name of a model before it.
 _MAX_LABEL = 60
 
 Rows = NDArray[np.int32]
 Sources = NDArray[np.int8]
+Scores = NDArray[np.float32]
 Hashes = NDArray[np.uint64]
 
 
@@ -69,6 +70,8 @@ def read_manifest(directory: Path) -> tuple[dict[str, Any], str]:
     labels = manifest.get("labels", [])  # of older ones there is none
     if not isinstance(labels, list) or not all(map(_is_label, labels)):
         raise damaged(path, f"has labels {str(labels)[:80]}, not plain texts")
+    if not is_fade(fade := manifest.get("session_fade", [])):
+        raise damaged(path, f"has session_fade {str(fade)[:80]}, not numbers in (0, 1]")
     return manifest, hashlib.sha256(content).hexdigest()
 
 
@@ -124,6 +127,26 @@ def check_codes(sources: Sources, labels: Sequence[str]) -> None:
         raise ValueError(
             f"sources hold {low} to {high}; there are {len(labels)} labels"
         )
+
+
+def check_scores(scores: Scores, related: Rows) -> None:
+    """Refuse scores of related items that are no finite numbers.
+
+    Raises
+    ------
+    ValueError
+        Says how many.
+    """
+    wrong = np.count_nonzero(~np.isfinite(scores[related >= 0]))
+    if wrong:
+        raise ValueError(f"scores of {wrong} related items are no finite numbers")
+
+
+def is_fade(values: object) -> bool:
+    """Whether this is a list of factors of the latest items, each in (0, 1]."""
+    return isinstance(values, list) and all(
+        type(value) in (int, float) and 0 < value <= 1 for value in values
+    )
 
 
 def in_range(rows: Rows, items: int) -> bool:

@@ -25,6 +25,7 @@ from recommenders.list_format import (
     IDS,
     NAMES,
     check_codes,
+    check_scores,
     damaged,
     hash_of,
     hashes_of,
@@ -55,6 +56,8 @@ class PublishedLists:
     labels : tuple of str
         What puts items into the lists of units, as of `publish_lists`; none where it is
         the recommender itself throughout.
+    session_fade : tuple of float
+        As of `publish_lists`; none where `for_session` has nothing to go by.
     """
 
     directory: Path
@@ -66,6 +69,7 @@ class PublishedLists:
     sha256: str
     default: list[str]
     labels: tuple[str, ...]
+    session_fade: tuple[float, ...]
     _files: Mapping[str, Mapping[str, Any]]
     _unit_hashes: _Numbers
     _lists: _Numbers
@@ -74,6 +78,7 @@ class PublishedLists:
     _item_ids: mmap.mmap
     _item_offsets: _Numbers
     _related: _Numbers | None
+    _related_scores: _Numbers | None
     _names: tuple[mmap.mmap, _Numbers] | None
 
     @classmethod
@@ -110,6 +115,10 @@ class PublishedLists:
         sources, labels = None, tuple(manifest.get("labels", ()))
         if labels:
             sources = array("sources.npy", np.int8, units, depth)
+        scores, fade = None, tuple(manifest.get("session_fade", ()))
+        if fade:
+            scores = array("related_scores.npy", np.float32, items, depth)
+            related = True
         return cls(
             directory=directory,
             name=manifest["name"],
@@ -120,6 +129,7 @@ class PublishedLists:
             sha256=sha256,
             default=_texts(default.tolist(), item_ids, offsets),
             labels=labels,
+            session_fade=fade,
             _files=files,
             _unit_hashes=_numbers(array("units.npy", np.uint64, units)),
             _lists=_numbers(array("lists.npy", np.int32, units, depth)),
@@ -130,6 +140,7 @@ class PublishedLists:
             _related=_numbers(array("related.npy", np.int32, items, depth))
             if related
             else None,
+            _related_scores=None if scores is None else _numbers(scores),
             _names=None if names is None else (names[0], _numbers(names[1])),
         )
 
@@ -184,6 +195,53 @@ class PublishedLists:
             return None
         return self._list(self._related, _find(self._item_hashes, item_id), limit)
 
+    def for_session(self, item_ids: Sequence[str], limit: int) -> list[str]:
+        """Return the items that go best with those that somebody just had to do with.
+
+        Scores are summed up as in training, in its order and precision; they are those
+        of `TrainedRecommender.for_sessions` as far as the related lists reach.
+
+        Parameters
+        ----------
+        item_ids : sequence of str
+            The latest last; one that comes twice counts for both, unknown ones do not.
+        limit : int, >= 1
+            How many at most.
+
+        Returns
+        -------
+        list of str
+            Best first, equal ones by id; the given ones may be among them.
+        """
+        if self._related is None or self._related_scores is None:
+            return []
+        found = (_find(self._item_hashes, each) for each in reversed(item_ids))
+        known = (row for row in found if row is not None)
+        weights: dict[int, float] = {}
+        for row, weight in zip(known, self.session_fade, strict=False):
+            weights[row] = weights.get(row, 0.0) + weight
+        if not weights:
+            return []
+        order = sorted(weights, key=self._item_id)
+        spans = [slice(row * self.depth, (row + 1) * self.depth) for row in order]
+        rows = np.concatenate([self._related[span] for span in spans])
+        scores = np.concatenate([self._related_scores[span] for span in spans])
+        factors = np.array([weights[row] for row in order], dtype=np.float32)
+        real = rows >= 0
+        candidates, places = np.unique(rows[real], return_inverse=True)
+        sums = np.zeros(candidates.size, dtype=np.float32)
+        np.add.at(sums, places, scores[real] * np.repeat(factors, self.depth)[real])
+        if sums.size > limit:
+            least = np.partition(sums, -limit)[-limit]
+            candidates, sums = candidates[sums >= least], sums[sums >= least]
+        ids = _texts(candidates.tolist(), self._item_ids, self._item_offsets)
+        best = sorted(zip((-sums).tolist(), ids, strict=True))
+        return [each for _, each in best[:limit]]
+
+    def _item_id(self, row: int) -> str:
+        (text,) = _texts([row], self._item_ids, self._item_offsets)
+        return text
+
     def name_of(self, item_id: str) -> str:
         """Return what people call an item; empty when it is not known."""
         row = _find(self._item_hashes, item_id)
@@ -218,16 +276,7 @@ class PublishedLists:
         ValueError
             Names the file that breaks a rule.
         """
-        for file, flat in (("lists.npy", self._lists), ("related.npy", self._related)):
-            if flat is not None and not in_range(np.asarray(flat), self.items):
-                raise damaged(self.directory / file, "names an item that is not there")
-        if self._sources is not None:
-            try:
-                check_codes(np.asarray(self._sources), self.labels)
-            except ValueError as error:
-                raise damaged(
-                    self.directory / "sources.npy", f"is wrong: {error}"
-                ) from error
+        self._check_rows()
         rows = list(range(self.items))
         try:
             ids = _texts(rows, self._item_ids, self._item_offsets)
@@ -245,6 +294,22 @@ class PublishedLists:
         if not np.array_equal(hashes_of(ids), np.asarray(self._item_hashes)):
             raise damaged(self.directory / "items.npy", "is not of the item ids")
         return ids
+
+    def _check_rows(self) -> None:
+        for file, flat in (("lists.npy", self._lists), ("related.npy", self._related)):
+            if flat is not None and not in_range(np.asarray(flat), self.items):
+                raise damaged(self.directory / file, "names an item that is not there")
+        file = ""
+        try:
+            if self._sources is not None:
+                file = "sources.npy"
+                check_codes(np.asarray(self._sources), self.labels)
+            if self._related is not None and self._related_scores is not None:
+                file = "related_scores.npy"
+                scores = np.asarray(self._related_scores)
+                check_scores(scores, np.asarray(self._related))
+        except ValueError as error:
+            raise damaged(self.directory / file, f"is wrong: {error}") from error
 
     def _list(
         self, lists: _Numbers, row: int | None, limit: int | None

@@ -15,9 +15,12 @@ from recommenders.base import (
 )
 from recommenders.instants import DAY
 from recommenders.interactions import FloatArray, IntArray, Interactions
+from recommenders.neighbours import session_weights
 from recommenders.space import Choices, Space
 
 Order = Literal["units", "trend"]
+
+_SESSION_FADE = np.ones(100, dtype=np.float32)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,6 +164,10 @@ class _CategoryScorer:
     codes: IntArray
     shares: FloatArray
 
+    @property
+    def fade(self) -> FloatArray:
+        return _SESSION_FADE
+
     def unit_scores(self, rows: IntArray) -> FloatArray:
         return self._scores(self.tastes[rows].toarray())
 
@@ -168,11 +175,8 @@ class _CategoryScorer:
         return self.session_scores(rows[:, np.newaxis])
 
     def session_scores(self, sessions: IntArray) -> FloatArray:
-        tastes = np.zeros((len(sessions), self.tastes.shape[1]), dtype=np.float32)
-        categories = np.where(sessions >= 0, self.codes[sessions], -1)
-        owners, places = np.nonzero(categories >= 0)
-        np.add.at(tastes, (owners, categories[owners, places]), 1)
-        return self._scores(tastes)
+        weights = session_weights(sessions, self.codes.size, self.fade)
+        return self._scores((weights @ category_membership(self.codes)).toarray())
 
     def _scores(self, tastes: FloatArray) -> FloatArray:
         totals = np.maximum(tastes.sum(axis=1, keepdims=True), np.float32(1e-30))

@@ -27,10 +27,13 @@ from recommenders.list_format import (
     NAMES,
     Hashes,
     Rows,
+    Scores,
     Sources,
     check_codes,
+    check_scores,
     hashes_of,
     in_range,
+    is_fade,
     read_manifest,
 )
 
@@ -50,6 +53,8 @@ def publish_lists(
     item_names: Sequence[str] | None = None,
     sources: Sources | None = None,
     labels: Sequence[str] = (),
+    related_scores: Scores | None = None,
+    session_fade: Sequence[float] = (),
 ) -> str:
     """Write the lists of one version into a new folder.
 
@@ -76,6 +81,11 @@ def publish_lists(
         Place in `labels` of what put each item of `lists` there.
     labels : sequence of str
         Empty for the recommender itself, else its part or a re-ranking step.
+    related_scores : float32 array, shape (I, depth), optional
+        Of the items of `related`, finite; anything in the padding.
+    session_fade : sequence of float
+        Given with `related_scores`: how much those of the items of a session count, the
+        latest first, each in (0, 1]; those before do not.
 
     Returns
     -------
@@ -100,6 +110,9 @@ def publish_lists(
         related = _checked_rows("related", related, shape, len(item_ids))
     if sources is not None:
         _check_sources(sources, lists.shape, labels)
+    fade = list(session_fade)
+    if related_scores is not None or fade:
+        _check_session(related, related_scores, fade)
     unit_hashes, unit_order = _sorted_hashes("unit", unit_ids)
     item_hashes, item_order = _sorted_hashes("item", item_ids)
     # One place more than items, so that the padding -1 indexes to itself.
@@ -108,13 +121,15 @@ def publish_lists(
     with new_folder(directory, f"lists {name}/{version}") as folder:
         files = {
             "units.npy": write_array(folder / "units.npy", unit_hashes),
-            "lists.npy": _write_rows(folder / "lists.npy", lists, unit_order, new_row),
+            "lists.npy": _write_ordered(
+                folder / "lists.npy", lists, unit_order, new_row
+            ),
             "items.npy": write_array(folder / "items.npy", item_hashes),
             **_write_texts(folder, IDS, [item_ids[row] for row in item_order.tolist()]),
             "default.npy": write_array(folder / "default.npy", new_row[default]),
         }
         if related is not None:
-            files["related.npy"] = _write_rows(
+            files["related.npy"] = _write_ordered(
                 folder / "related.npy", related, item_order, new_row
             )
         if item_names is not None and any(item_names):
@@ -126,8 +141,12 @@ def publish_lists(
                 folder, NAMES, [item_names[row] for row in item_order.tolist()]
             )
         if sources is not None:
-            files["sources.npy"] = write_array(
-                folder / "sources.npy", sources[unit_order]
+            files["sources.npy"] = _write_ordered(
+                folder / "sources.npy", sources, unit_order
+            )
+        if related_scores is not None:
+            files["related_scores.npy"] = _write_ordered(
+                folder / "related_scores.npy", related_scores, item_order
             )
         manifest = {
             "format": FORMAT,
@@ -138,6 +157,7 @@ def publish_lists(
             "items": len(item_ids),
             "depth": int(lists.shape[1]),
             "labels": [] if sources is None else list(labels),
+            "session_fade": fade,
             "files": files,
         }
         content = _encoded(manifest)
@@ -189,6 +209,23 @@ def _check_sources(
     check_codes(sources, labels)
 
 
+def _check_session(
+    related: Rows | None, scores: Scores | None, fade: list[float]
+) -> None:
+    if related is None or scores is None or not fade:
+        raise ValueError(
+            "related, related_scores and session_fade go together; give all"
+        )
+    if scores.dtype != np.float32 or scores.shape != related.shape:
+        raise ValueError(
+            f"related_scores is {scores.dtype} of shape {scores.shape}; it must be "
+            f"float32 of shape {related.shape}"
+        )
+    if not is_fade(fade):
+        raise ValueError(f"session_fade is {fade}; it must be of numbers in (0, 1]")
+    check_scores(scores, related)
+
+
 def _sorted_hashes(
     what: str, identifiers: Sequence[str]
 ) -> tuple[Hashes, NDArray[np.intp]]:
@@ -217,14 +254,20 @@ def _encoded(manifest: Mapping[str, Any]) -> bytes:
     return json.dumps(manifest, indent=2, sort_keys=True).encode()
 
 
-def _write_rows(
-    path: Path, rows: Rows, order: NDArray[np.intp], new_row: Rows
+def _write_ordered(
+    path: Path,
+    rows: NDArray[Any],
+    order: NDArray[np.intp],
+    numbers: Rows | None = None,
 ) -> dict[str, Any]:
-    """Write rows in another order, a block at a time: `rows` may not fit in memory."""
-    blocks = (
-        new_row[rows[order[start : start + _BLOCK_ROWS]]]
-        for start in range(0, len(order), _BLOCK_ROWS)
-    )
+    """Write rows in another order, a block at a time: `rows` may not fit in memory.
+
+    Given `numbers`, these are written instead of what they are the places of.
+    """
+    starts = range(0, len(order), _BLOCK_ROWS)
+    blocks = (rows[order[start : start + _BLOCK_ROWS]] for start in starts)
+    if numbers is not None:
+        blocks = (numbers[block] for block in blocks)
     return write_file(path, npy_parts(rows.dtype, rows.shape, blocks))
 
 

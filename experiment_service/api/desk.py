@@ -163,6 +163,7 @@ class Desk:
             unit_id,
             k=request.k,
             item_id=request.item_id,
+            recent_item_ids=request.recent_item_ids,
             exclude=request.exclude_item_ids,
         )
         exposure = make_exposure(
@@ -197,6 +198,7 @@ class Desk:
                 carousel,
                 k=request.k,
                 item_id=request.item_id,
+                recent_item_ids=request.recent_item_ids,
                 exclude=request.exclude_item_ids,
                 answer_id=None if exposure is None else exposure.id,
             )

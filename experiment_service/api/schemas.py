@@ -28,6 +28,7 @@ from experiment_service.errors import InvalidRequest
 
 MAX_K = 200
 MAX_EXCLUDED = 200
+MAX_RECENT = 20
 MAX_BATCH = 1000
 
 EXAMPLE_ID = "0199c2f0-7c1e-7a54-9d8e-3f1b6a2c4d5e"
@@ -128,6 +129,7 @@ class RecommendationRequest(Request):
                     "unit_id": "shopper-1",
                     "placement": "home",
                     "k": 2,
+                    "recent_item_ids": ["1029743", "1082185"],
                     "exclude_item_ids": ["951590"],
                     "attributes": {"country": "at"},
                 }
@@ -141,6 +143,13 @@ class RecommendationRequest(Request):
     item_id: Identifier | None = Field(
         default=None, description="The item that the shopper looks at."
     )
+    recent_item_ids: list[Identifier] = Field(
+        default_factory=list,
+        max_length=MAX_RECENT,
+        description="The last items that the shopper looked at or has in the cart, the "
+        "latest last. Used at once, and not shown again, where the version that serves "
+        "was published for sessions; ignored elsewhere.",
+    )
     exclude_item_ids: list[Identifier] = Field(
         default_factory=list, max_length=MAX_EXCLUDED
     )
@@ -152,7 +161,7 @@ class RecommendationRequest(Request):
 
 
 class SourcedItem(Request):
-    """An item and where it came from, such as `als`, `als:related`, `als:explored`."""
+    """An item and where it came from, such as `als`, `als:related`, `als:session`."""
 
     item_id: Identifier
     source: Identifier

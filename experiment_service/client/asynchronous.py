@@ -79,6 +79,7 @@ class AsyncExperimentClient:
         *,
         k: int = 10,
         item_id: str | None = None,
+        recent_item_ids: Sequence[str] = (),
         exclude: Sequence[str] = (),
         attributes: Mapping[str, AttributeValue] | None = None,
         log_exposure: bool = True,
@@ -86,7 +87,8 @@ class AsyncExperimentClient:
     ) -> Recommendation:
         """Return a carousel; the fallback when the service does not answer in time.
 
-        It is asked once: a second try would record a second exposure.
+        It is asked once: a second try would record a second exposure. Up to 20 recent
+        items, the latest last, are used where the version that serves can.
 
         Raises
         ------
@@ -100,6 +102,7 @@ class AsyncExperimentClient:
                 placement,
                 k=k,
                 item_id=item_id,
+                recent_item_ids=recent_item_ids,
                 exclude=exclude,
                 attributes=attributes,
                 log_exposure=log_exposure,

@@ -85,6 +85,7 @@ class ExperimentClient:
         *,
         k: int = 10,
         item_id: str | None = None,
+        recent_item_ids: Sequence[str] = (),
         exclude: Sequence[str] = (),
         attributes: Mapping[str, AttributeValue] | None = None,
         log_exposure: bool = True,
@@ -92,7 +93,8 @@ class ExperimentClient:
     ) -> Recommendation:
         """Return a carousel; the fallback when the service does not answer in time.
 
-        It is asked once: a second try would record a second exposure.
+        It is asked once: a second try would record a second exposure. Up to 20 recent
+        items, the latest last, are used where the version that serves can.
 
         Raises
         ------
@@ -106,6 +108,7 @@ class ExperimentClient:
                 placement,
                 k=k,
                 item_id=item_id,
+                recent_item_ids=recent_item_ids,
                 exclude=exclude,
                 attributes=attributes,
                 log_exposure=log_exposure,

@@ -56,11 +56,12 @@ class Carousel:
         Label of the recommender's version, such as ``als/3``; of the fallback's when
         the recommender has none that serves, and its bare name when neither has.
     sources : list of str
-        Where each item came from, such as ``als``, ``als:related``, ``als:default``, or
-        ``als:explored`` where a part of the recommender or a step put it into its list.
+        Where each item came from, such as ``als``, ``als:related``, ``als:session``,
+        ``als:default``, or ``als:explored`` where a part of the recommender or a step
+        put it into its list.
     fallback : bool
         Whether an item came from elsewhere than the recommender's own lists for this
-        unit or item, or none was found.
+        unit, item or session, or none was found.
     """
 
     model: str
@@ -183,23 +184,31 @@ def fill_carousel(
     *,
     k: int,
     item_id: str | None = None,
+    recent_item_ids: Sequence[str] = (),
     exclude: Collection[str] = (),
 ) -> Carousel:
     """Take items from one source after the other until there are `k`.
 
-    The sources: the recommender's items that go with `item_id`, its list of the unit,
-    its default list, the default list of `FALLBACK_MODEL`. No item comes twice, nor
-    does `item_id` or an excluded one.
+    The sources: the recommender's items that go with `item_id`, those that go with the
+    recent items, the latest last, its list of the unit, its default list, the default
+    list of `FALLBACK_MODEL`. No item comes twice, nor does `item_id`, an excluded or a
+    recent one. A version that was not published for sessions knows no recent items.
     """
     taken = set(exclude)
     if item_id is not None:
         taken.add(item_id)
+    if recent_item_ids:
+        own = snapshot.lists.get(recommender)
+        if own is None or not own.session_fade:
+            recent_item_ids = ()
+        taken.update(recent_item_ids)
     found: dict[str, str] = {}  # the source of each item, best item first
     for source, candidates in _sources(
         snapshot,
         recommender,
         unit_id,
         item_id,
+        recent_item_ids,
         # Of so many, even if all that are taken are among them, k are new.
         limit=k + len(taken),
     ):
@@ -227,6 +236,7 @@ def _sources(
     recommender: str,
     unit_id: str,
     item_id: str | None,
+    recent_item_ids: Sequence[str],
     *,
     limit: int,
 ) -> Iterator[tuple[str | Sequence[str], Sequence[str]]]:
@@ -235,6 +245,8 @@ def _sources(
     if own is not None:
         if item_id is not None:
             yield f"{recommender}:related", own.related(item_id, limit) or ()
+        if recent_item_ids:
+            yield f"{recommender}:session", own.for_session(recent_item_ids, limit)
         if own.labels:
             items, labels = own.for_unit_labelled(unit_id, limit) or ((), ())
             yield [f"{recommender}:{e}" if e else recommender for e in labels], items

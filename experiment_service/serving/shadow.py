@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import islice
@@ -48,6 +48,7 @@ class _Noted:
     shown: Carousel
     k: int
     item_id: str | None
+    recent_item_ids: Sequence[str]
     exclude: Collection[str]
     answer_id: UUID | None
 
@@ -98,6 +99,7 @@ class ShadowRunner:
         *,
         k: int,
         item_id: str | None,
+        recent_item_ids: Sequence[str],
         exclude: Collection[str],
         answer_id: UUID | None,
     ) -> None:
@@ -107,7 +109,7 @@ class ShadowRunner:
         ----------
         snapshot : Snapshot
             What was answered from.
-        recommender, unit_id, k, item_id, exclude
+        recommender, unit_id, k, item_id, recent_item_ids, exclude
             As of `fill_carousel`.
         shown : Carousel
             The answer.
@@ -129,6 +131,7 @@ class ShadowRunner:
                     shown=shown,
                     k=k,
                     item_id=item_id,
+                    recent_item_ids=recent_item_ids,
                     exclude=exclude,
                     answer_id=answer_id,
                 )
@@ -202,6 +205,7 @@ def _answer(noted: _Noted, *, now: datetime) -> ShadowAnswer:
                 noted.unit_id,
                 k=noted.k,
                 item_id=noted.item_id,
+                recent_item_ids=noted.recent_item_ids,
                 exclude=noted.exclude,
             )
         except Exception as failure:  # that is what a shadow is there to find out

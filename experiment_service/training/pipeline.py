@@ -254,7 +254,8 @@ class Pipeline(_Part):
         default=False, description="Leave out of a list what its unit had."
     )
     with_related: bool = Field(
-        default=True, description="Make a list beside each item too."
+        default=True,
+        description="Make a list beside each item too, for product pages and sessions.",
     )
     test_days: float | None = Field(
         None,

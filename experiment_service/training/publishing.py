@@ -24,7 +24,7 @@ from experiment_service.storage.database import transaction
 from experiment_service.storage.models import MODELS, ModelStatus, ModelVersion
 from recommenders.checklist import Check, Previous
 from recommenders.folders import PARTIAL_SUFFIX
-from recommenders.interactions import IntArray, Interactions
+from recommenders.interactions import FloatArray, IntArray, Interactions
 from recommenders.lists import PublishedLists, is_open
 from recommenders.publishing import publish_lists
 
@@ -42,7 +42,8 @@ class CandidateLists:
     """Item rows, padded with -1: per unit, for strangers, and per item if known.
 
     And what put each item into the list of its unit, as of `recommenders.base.Lists`;
-    None where it was the recommender itself throughout.
+    None where it was the recommender itself throughout. And the scores of related items,
+    with how much the items of a session count, where sessions can be scored by them.
     """
 
     units: IntArray
@@ -50,6 +51,8 @@ class CandidateLists:
     related: IntArray | None
     sources: NDArray[np.int8] | None
     labels: tuple[str, ...]
+    related_scores: FloatArray | None
+    session_fade: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -208,6 +211,8 @@ def _publish(candidate: Candidate, number: int, directory: Path) -> str:
         item_names=None if catalogue is None else catalogue.names,
         sources=candidate.lists.sources,
         labels=candidate.lists.labels,
+        related_scores=candidate.lists.related_scores,
+        session_fade=candidate.lists.session_fade,
     )
     PublishedLists.open_verified(directory, sha256)
     return sha256

@@ -44,11 +44,11 @@ from experiment_service.training.publishing import (
     store_version,
 )
 from recommenders import build_recommender, describe
-from recommenders.base import Recommender, TrainedRecommender
+from recommenders.base import AdditiveSessionScorer, Recommender, TrainedRecommender
 from recommenders.checklist import Check, Cost, check_lists
 from recommenders.data_checks import profile
 from recommenders.gates import Comparison
-from recommenders.interactions import IntArray
+from recommenders.interactions import FloatArray, IntArray
 from recommenders.rerank import Step, build_steps, prepare
 
 log = logging.getLogger(__name__)
@@ -152,8 +152,8 @@ def train(
     exclude_seen : bool
         Leave out of a unit's list what it had in the data; by default it may repeat.
     with_related : bool
-        Make a list per item too, for placements beside an item, where the recommender
-        can; half of the time of a training.
+        Make a list per item too, for placements beside an item and for sessions, where
+        the recommender can; half of the time of a training.
     test_since : datetime, optional
         Start of the test period; after four fifths of the interactions when left out.
     keep : int, >= 1
@@ -422,11 +422,19 @@ def _make_lists(
         lists = trained.lists(rows, depth, exclude_seen=exclude_seen)
         # Which labels there are is a matter of the steps, not of the rows.
         units[rows], sources[rows], labels = lists.items, lists.sources, lists.labels
-    related = None
+    related: IntArray | None = None
+    scores: FloatArray | None = None
+    fade: tuple[float, ...] = ()
     if parameters["with_related"] and trained.capabilities.context_item:
         related = np.empty((len(data.items), depth), dtype=np.int32)
+        if isinstance(trained.scorer, AdditiveSessionScorer):
+            scores = np.empty(related.shape, dtype=np.float32)
+            # To so high a power a small number is none.
+            fade = tuple(each for each in trained.scorer.fade.tolist() if each > 0)
         for rows in blocks(len(related)):
-            related[rows] = trained.related(rows, depth)[0]
+            related[rows], likeness = trained.related(rows, depth)
+            if scores is not None:
+                scores[rows] = likeness
     has_labels = any(labels[code] for code in np.unique(sources))
     return CandidateLists(
         units=units,
@@ -434,6 +442,8 @@ def _make_lists(
         related=related,
         sources=sources if has_labels else None,
         labels=labels if has_labels else (),
+        related_scores=scores,
+        session_fade=fade,
     )
 
 

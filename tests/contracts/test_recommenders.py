@@ -12,8 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recommenders import RECOMMENDERS, build_recommender, describe
-from recommenders.base import BLOCK_SCORES, Rules
+from recommenders.base import BLOCK_SCORES, AdditiveSessionScorer, Rules
 from recommenders.interactions import Interactions
+from recommenders.lists import PublishedLists
+from recommenders.neighbours import NeighbourScorer
+from recommenders.publishing import publish_lists
 from recommenders.saving import load_recommender, save_recommender
 from recommenders.space import Choices, Integers, Numbers
 
@@ -315,6 +318,52 @@ def test_sessions_get_lists_whoever_they_are_of(name):
         trained.for_sessions(np.array([[SIZE]]), 5, exclude_seen=True)
     with pytest.raises(ValueError, match="1 dimensions; they must have two"):
         trained.for_sessions(np.array([3]), 5, exclude_seen=True)
+
+
+@pytest.mark.parametrize("data", [checkerboard, random_interactions])
+def test_published_scores_order_sessions_as_it_does_itself(name, data, tmp_path):
+    """Where no list is cut; to the last tie if it sums up neighbours.
+
+    A checkerboard has many ties. Others weigh the sums, which may round ties away.
+    """
+    trained = train(name, data())
+    items = trained.interactions.items
+    hidden = np.zeros(len(items), dtype=bool)
+    hidden[[1, 4]] = True
+    trained = replace(trained, rules=Rules(hidden=hidden))
+    additive = isinstance(trained.scorer, AdditiveSessionScorer)
+    assert additive is (trained.capabilities.session and name != "age_routed")
+    if not additive:
+        return
+    related, scores = trained.related(np.arange(len(items)), len(items))
+    publish_lists(
+        tmp_path / "1",
+        name=name,
+        version=1,
+        unit_ids=["u"],
+        lists=related[:1],
+        item_ids=items.ids,
+        default=related[0],
+        related=related,
+        related_scores=scores,
+        session_fade=trained.scorer.fade.tolist(),
+    )
+    lists = PublishedLists.open(tmp_path / "1")
+    sessions = np.random.default_rng(1).integers(-1, len(items), (60, 20))
+    sessions[::2, :15] = -1
+    wanted = trained.for_sessions(sessions, len(items), exclude_seen=True)
+    for session, best, scored in zip(
+        sessions, wanted.items, wanted.scores, strict=True
+    ):
+        recent, own = items.ids_of(session), items.ids_of(best)
+        served = lists.for_session(recent, len(items))
+        assert lists.for_session(recent, 7) == served[:7]
+        served = [item for item in served if item not in recent]
+        if isinstance(trained.scorer, NeighbourScorer):
+            assert served == own
+        assert sorted(served) == sorted(own)
+        scores = scored[[own.index(item) for item in served]]
+        assert (np.diff(scores) <= 1e-6 * scores[:-1]).all()
 
 
 def test_items_that_nobody_had_come_only_where_it_says_so(name):

@@ -143,6 +143,10 @@ def test_a_training_that_passes_serves(run, engine, tmp_path, recommender):
     else:
         assert related
         assert "item-3" not in related
+    if recommender in {"als", "bpr", "age_routed"} or related is None:
+        assert lists.session_fade == ()
+    else:
+        assert lists.for_session(["item-3"], DEPTH) == related
 
 
 def test_what_explored_is_published(run, tmp_path):

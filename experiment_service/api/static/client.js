@@ -9,6 +9,7 @@
 // service has it; whatever is sent twice counts once.
 
 const BATCH = 50;
+const MAX_RECENT = 20; // that the service takes
 const FIRST_PAUSE_MS = 1000;
 const LONGEST_PAUSE_MS = 60_000;
 // An event that waited longer tells when it happened; the service's clock does otherwise.
@@ -33,7 +34,9 @@ export class ExperimentClient {
   }
 
   // Fetch a carousel. Resolves to null when the service does not answer in time.
-  async recommend({ placement, k = 10, itemId, exclude, attributes }) {
+  // itemId         the item of the page
+  // recentItemIds  what the shopper looked at or has in the cart, the latest last
+  async recommend({ placement, k = 10, itemId, recentItemIds, exclude, attributes }) {
     try {
       const response = await this.post(
         "/v1/recommendations",
@@ -42,6 +45,7 @@ export class ExperimentClient {
           placement,
           k,
           item_id: itemId,
+          recent_item_ids: recentItemIds?.slice(-MAX_RECENT),
           exclude_item_ids: exclude,
           attributes,
         },

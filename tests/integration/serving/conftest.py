@@ -48,6 +48,11 @@ def publish(data_dir, name, version, *, seed=0, related=True):
             [rng.permutation(len(ITEMS))[:DEPTH] for _ in range(count)], dtype=np.int32
         )
 
+    sessions = {}
+    if related and name == "als":
+        falling = 1 / (1 + np.arange(DEPTH, dtype=np.float32))
+        sessions["related_scores"] = np.tile(falling, (len(ITEMS), 1))
+        sessions["session_fade"] = (1.0, 0.5)
     artifact = f"models/{name}/{version}"
     digest = publish_lists(
         data_dir / artifact,
@@ -58,6 +63,7 @@ def publish(data_dir, name, version, *, seed=0, related=True):
         item_ids=ITEMS,
         default=rows(1)[0],
         related=rows(len(ITEMS)) if related else None,
+        **sessions,
     )
     return artifact, digest
 

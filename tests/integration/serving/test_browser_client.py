@@ -76,6 +76,23 @@ def test_a_visit_is_told_in_full(page, common_shop):
     ]
 
 
+def test_recent_items_are_asked_with_the_latest_of_them(page, common_shop):
+    visit(page, common_shop, "bo")
+    with page.expect_request("**/v1/recommendations") as asked:
+        shown = page.evaluate(
+            """async () => {
+                const { ExperimentClient } = await import("/client.js");
+                const client = new ExperimentClient({ unitId: "bo" });
+                const recentItemIds = Array.from({ length: 30 }, (_, n) => `item-0${n}`);
+                const asked = { placement: "offers", k: 3, recentItemIds };
+                return (await client.recommend(asked)).items;
+            }"""
+        )
+    assert len(shown) == 3
+    recent = [f"item-0{number}" for number in range(10, 30)]
+    assert asked.value.post_data_json["recent_item_ids"] == recent
+
+
 def test_viewed_needs_half_of_it_for_a_second_on_end(page, common_shop):
     page.clock.install()
     page.route("**/storefront*", lambda route: route.fulfill(body=below_the_fold()))

@@ -133,6 +133,27 @@ def test_related_items_and_exclusions(running_shop):
     assert [item["item_id"] for item in less["items"]] == ids[10:]
 
 
+def test_the_last_items_of_a_session_are_used_at_once(running_shop):
+    strangers = {}
+    for number in range(30):
+        answer = recommend(running_shop, f"new-{number}")
+        strangers.setdefault(answer["variant"], f"new-{number}")
+
+    def shown(variant, **more):
+        return recommend(running_shop, strangers[variant], k=19, **more)["items"]
+
+    recent = ["unheard of", "item-007"]
+    session = shown("new", recent_item_ids=recent)
+    # Of one item that it knows, a session is what goes with it.
+    beside = shown("new", item_id="item-007")
+    assert [item["item_id"] for item in session] == [i["item_id"] for i in beside]
+    assert {item["source"] for item in session} == {"als:session"}
+    answer = recommend(running_shop, strangers["new"], k=19, recent_item_ids=recent)
+    assert not answer["fallback"]
+    assert shown("old", recent_item_ids=recent) == shown("old")
+    assert recommend(running_shop, "anybody", recent_item_ids=["item-001"] * 20)
+
+
 def test_override_gets_its_variant_and_no_exposure(running_shop):
     answer = recommend(running_shop, "qa")
     assert (answer["experiment"], answer["variant"]) == ("ab", "new")

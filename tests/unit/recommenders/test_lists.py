@@ -169,6 +169,93 @@ def test_damaged_labels_are_found(tmp_path):
         PublishedLists.open(tmp_path / "1")
 
 
+SESSIONS = {
+    "related_scores": np.array(
+        [[0.5, 0.25], [0.5, -np.inf], [0.75, 0.5], [0.5, 0.25]], dtype=np.float32
+    ),
+    "session_fade": (1.0, 0.5),
+}
+
+
+@pytest.mark.parametrize(
+    ("recent", "expected"),
+    [
+        (["çay"], ["🍣", "apple"]),
+        # 0.75 and 0.5 of çay, half of 0.5 and 0.25 of apple.
+        (["apple", "çay"], ["🍣", "apple", "brød", "çay"]),
+        # 0.75 each: of çay, and of çay and half of brød's.
+        (["brød", "çay"], ["apple", "🍣"]),
+        # brød has 0.5 + 0.125, çay 0.25 + 0.25; the first one is too long ago.
+        (["çay", "🍣", "apple"], ["brød", "çay"]),
+        # apple has 0.25, what 🍣 gives twice 0.25 and 0.5.
+        (["🍣", "unheard of", "🍣", "unheard of"], ["çay", "brød"]),
+        (["unheard of"], []),
+        ([], []),
+    ],
+)
+def test_a_session_sums_up_the_scores_of_its_latest_items(tmp_path, recent, expected):
+    publish(tmp_path / "1", **SESSIONS)
+    lists = PublishedLists.open(tmp_path / "1")
+    assert lists.session_fade == (1.0, 0.5)
+    assert lists.for_session(recent, 4) == expected
+    assert lists.for_session(recent, 1) == expected[:1]
+    lists.verify()
+
+
+def test_lists_without_scores_know_no_sessions(folder):
+    lists = PublishedLists.open(folder)
+    assert lists.session_fade == ()
+    assert lists.for_session(["çay"], 2) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"related": None}, "go together"),
+        ({"session_fade": ()}, "go together"),
+        ({"related_scores": None}, "go together"),
+        (
+            {"session_fade": (1.0, 0.0)},
+            r"\[1.0, 0.0\]; it must be of numbers in \(0, 1\]",
+        ),
+        ({"session_fade": (float("nan"),)}, r"numbers in \(0, 1\]"),
+        ({"related_scores": np.zeros((4, 2))}, "related_scores is float64 of shape"),
+        (
+            {"related_scores": np.zeros((4, 1), np.float32)},
+            r"float32 of shape \(4, 2\)",
+        ),
+        (
+            {"related_scores": np.full((4, 2), np.nan, np.float32)},
+            "scores of 7 related items are no finite numbers",
+        ),
+    ],
+)
+def test_scores_that_do_not_fit_are_refused(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        publish(tmp_path / "1", **{**SESSIONS, **changes})
+    assert not list(tmp_path.iterdir())
+
+
+def test_damaged_scores_are_found(tmp_path):
+    publish(tmp_path / "1", **SESSIONS)
+    PublishedLists.open(tmp_path / "1").check_content()
+    assert "related_scores.npy" in manifest_files(tmp_path / "1")
+    manifest = tmp_path / "1" / "manifest.json"
+    whole = json.loads(manifest.read_text())
+    for fade in ([2], ["1"], 1, [True]):
+        manifest.write_text(json.dumps({**whole, "session_fade": fade}))
+        with pytest.raises(ValueError, match="has session_fade"):
+            PublishedLists.open(tmp_path / "1")
+    manifest.write_text(json.dumps(whole))
+    scores = tmp_path / "1" / "related_scores.npy"
+    np.save(scores, np.full((4, 2), np.inf, np.float32))
+    with pytest.raises(ValueError, match=r"scores\.npy is wrong: scores of 7 related"):
+        PublishedLists.open(tmp_path / "1").check_content()
+    scores.unlink()
+    with pytest.raises(ValueError, match=r"related_scores\.npy can't be read"):
+        PublishedLists.open(tmp_path / "1")
+
+
 def test_blocks_join(tmp_path, monkeypatch):
     monkeypatch.setattr(publishing, "_BLOCK_ROWS", 7)
     units = [f"unit-{n}" for n in range(100)]

@@ -130,6 +130,77 @@ def test_parts_and_steps_of_a_recommender_are_told_and_no_fallback(shop):
     assert is_fallback("als", ["als", "popularity:explored"])
 
 
+@pytest.fixture
+def sessions(shop):
+    """Beside i7 go i8 and i2, beside i6 i2, i9 and i1; the latest counts twice."""
+    scores = np.zeros((10, 4), dtype=np.float32)
+    scores[6, :3], scores[7, :2] = (4, 3, 1), (5, 3)
+    als = shop.publish(
+        "als",
+        **{**ALS, "related": {7: [8, 2], 6: [2, 9, 1]}},
+        related_scores=scores,
+        session_fade=(1.0, 0.5),
+    )
+    return shop.snapshot(models=[als, shop.publish("popularity", **POPULARITY)])
+
+
+@pytest.mark.parametrize("unit", ["u", "nobody"])
+def test_recent_items_are_used_at_once_whoever_it_is(sessions, unit):
+    # i2 has 4 + 3 / 2, i9 3, i8 5 / 2, i1 1.
+    carousel = fill_carousel(sessions, "als", unit, k=3, recent_item_ids=["i7", "i6"])
+    assert named(carousel) == [(f"i{n}", "als:session") for n in (2, 9, 8)]
+    assert not carousel.fallback
+    # i2 has 3 + 4 / 2, as has i8: equal ones by id.
+    carousel = fill_carousel(sessions, "als", unit, k=3, recent_item_ids=["i6", "i7"])
+    assert carousel.items == ["i2", "i8", "i9"]
+    carousel = fill_carousel(
+        sessions, "als", unit, k=2, recent_item_ids=["i6", "i7"], exclude=["i8"]
+    )
+    assert carousel.items == ["i2", "i9"]
+
+
+def test_a_short_session_is_filled_up_and_shows_no_recent_item(sessions):
+    carousel = fill_carousel(
+        sessions, "als", "u", k=200, recent_item_ids=["i0", "unheard of", "i7"]
+    )
+    assert named(carousel) == [
+        ("i8", "als:session"),
+        ("i2", "als:session"),
+        ("i1", "als"),
+        ("i3", "als:default"),
+        ("i4", "als:default"),
+        ("i5", "als:default"),
+        ("i6", "popularity:default"),
+        ("i9", "popularity:default"),
+    ]
+    assert carousel.fallback
+    carousel = fill_carousel(
+        sessions, "als", "u", k=2, recent_item_ids=["unheard of", "i0"]
+    )
+    assert named(carousel) == [("i1", "als"), ("i2", "als")]
+
+
+def test_the_item_at_hand_goes_before_recent_items(sessions):
+    carousel = fill_carousel(
+        sessions, "als", "u", k=4, item_id="i7", recent_item_ids=["i6", "i7"]
+    )
+    assert named(carousel) == [
+        ("i8", "als:related"),
+        ("i2", "als:related"),
+        ("i9", "als:session"),
+        ("i1", "als:session"),
+    ]
+
+
+@pytest.mark.parametrize("recommender", ["als", "popularity", "item_knn"])
+def test_a_version_without_scores_ignores_recent_items(lists, recommender):
+    given = {"k": 5, "item_id": "i7", "exclude": ["i0"]}
+    with_recent = fill_carousel(
+        lists, recommender, "u", recent_item_ids=["i1", "i6"], **given
+    )
+    assert with_recent == fill_carousel(lists, recommender, "u", **given)
+
+
 def test_placement_s_recommender_outside_experiments(shop, sticky):
     decision = decide(shop.snapshot(), sticky, "home", "u", {})
     assert decision.served is None

@@ -3,6 +3,7 @@
 from contextlib import nullcontext
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from experiment_service.domain.configuration import ShadowModel
@@ -14,7 +15,13 @@ from experiment_service.serving.snapshot import build_snapshot, read_copy, write
 from tests.unit.serving.conftest import NOW
 
 LIVE = {"units": {"u": [0, 1, 2]}, "default": [5, 6, 7]}
-BESIDE = {"units": {"u": [1, 8, 2]}, "default": [5, 9, 7]}
+BESIDE = {
+    "units": {"u": [1, 8, 2]},
+    "default": [5, 9, 7],
+    "related": {4: [3, 8]},
+    "related_scores": np.full((10, 3), 0.5, dtype=np.float32),
+    "session_fade": (1.0,),
+}
 
 
 @pytest.fixture
@@ -51,7 +58,7 @@ def runner():
 
 
 def note(runner, snapshot, unit="u", **more):
-    given = {"k": 3, "item_id": None, "exclude": (), **more}
+    given = {"k": 3, "item_id": None, "recent_item_ids": (), "exclude": (), **more}
     shown = fill_carousel(snapshot, "als", unit, **given)
     runner.note(snapshot, "als", unit, shown, answer_id=None, **given)
 
@@ -65,9 +72,10 @@ def test_both_lists_are_compared(given, runner, stored):
     note(runner, given)
     note(runner, given, "stranger")
     note(runner, given, exclude=["i1"], k=2)
+    note(runner, given, recent_item_ids=["i4"])
     runner._compute()
     runner._store()
-    own, default, excluded = stored
+    own, default, excluded, recent = stored
     assert (own.version_id, own.unit_id, own.answered_at) == (7, "u", NOW)
     # i0, i1, i2 beside i1, i8, i2.
     assert (own.shown, own.made, own.common, own.same_places) == (3, 3, 2, [3])
@@ -76,7 +84,9 @@ def test_both_lists_are_compared(given, runner, stored):
     assert (default.common, default.same_places, default.fallback) == (2, [1, 3], True)
     # i0, i2 beside i8, i2.
     assert (excluded.made, excluded.same_places) == (2, [2])
-    assert runner.counts == {("als/2", "made"): 3}
+    # i0, i1, i2 of a version without scores beside i3, i8, i1.
+    assert (recent.common, recent.same_places, recent.fallback) == (1, [], False)
+    assert runner.counts == {("als/2", "made"): 4}
 
 
 def test_a_shadow_whose_lists_are_damaged_fails_and_nothing_else(shop, given, runner):
