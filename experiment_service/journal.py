@@ -53,6 +53,8 @@ _DELETED = 250
 _VACUUMS = 8
 # Least time from the beginning of a group to that of the next, while events come.
 _PACE_SECONDS = 0.003
+# How often a log that is not too long is copied into the file.
+_EMPTY_SECONDS = 1.0
 # How old the knowledge of what another process has moved may become.
 _CATCH_UP_SECONDS = 0.05
 
@@ -96,7 +98,7 @@ class Journal:
                 connection.execute("PRAGMA wal_autocheckpoint = 0")
         self._moves = threading.Lock()
         self._totals = count_rows(self._moving)
-        self._caught_up_at = 0.0
+        self._caught_up_at = self._emptied_at = 0.0
         # Guards the queue; never held while the disk works.
         self._changed = threading.Condition()
         self._queue: list[tuple[Sequence[bytes], Future[None]]] = []
@@ -383,7 +385,7 @@ class Journal:
         entries: list[tuple[int, bytes]] = []
         size = 0
         with self._moves, translated(self._path):
-            empty_log(self._moving, self._path)
+            self._empty_log()
             rows = self._moving.execute(
                 "SELECT sequence, payload FROM waiting WHERE sequence > ? "
                 "ORDER BY sequence LIMIT ?",
@@ -396,6 +398,13 @@ class Journal:
                     break
             rows.close()
         return entries
+
+    def _empty_log(self) -> None:
+        now = time.monotonic()
+        due = now - self._emptied_at > _EMPTY_SECONDS
+        if due:
+            self._emptied_at = now
+        empty_log(self._moving, self._path, now=due)
 
     def delete(self, sequences: Sequence[int]) -> None:
         """Forget events: the database has them.
@@ -412,7 +421,7 @@ class Journal:
                 if not give_back_space(self._moving):
                     break
         with self._moves, translated(self._path):
-            empty_log(self._moving, self._path)
+            self._empty_log()
 
     def set_aside(self, sequence: int, reason: str) -> None:
         """Keep an event that the database refuses for good, out of the way.

@@ -4,7 +4,6 @@ import fcntl
 import logging
 import os
 import sqlite3
-import struct
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -80,16 +79,13 @@ UNION ALL SELECT count(*), coalesce(sum(length(payload)), 0) FROM set_aside
 """
 
 _BUSY_SECONDS = 10
-# A log that has more in it is copied into the file. Room that a log once took it keeps, up
+# A longer log is copied into the file now and then. Room that a log once took it keeps, up
 # to the second bound: writing over it is safe on disk sooner than making a file longer.
 _WAL_BYTES = 16 << 20
-_WAL_KEPT_BYTES = 64 << 20
+_WAL_KEPT_BYTES = 32 << 20
 # Room on the disk that appends leave: deleting takes some too, and a journal that could
 # not be emptied any more would stay full for ever.
 _ROOM_BYTES = 16 << 20
-# Of the index of a log, in the order of the machine: page size, frames in the log, frames
-# copied into the file.
-_INDEX_HEADER = struct.Struct("=14xHI76xI")
 # Rows of one INSERT.
 _INSERTED = 64
 # Pages of 4 KiB: free ones kept for the next burst, and given back at a time.
@@ -135,21 +131,28 @@ def unavailable(path: Path, error: Exception) -> Unavailable:
 def check_room(path: Path) -> None:
     """Leave so much of the disk free that what waits can be moved and deleted.
 
-    Copying the log into the file may take as much again as is not copied yet.
+    Copying the log into the file may take as much again as the log has.
 
     Raises
     ------
     Unavailable
         When less is free; says how much.
     """
-    disk = os.statvfs(path)
-    free = disk.f_bavail * disk.f_frsize
-    needed = _log_use(path)[1] + _ROOM_BYTES
-    if free < needed:
+    left, free, needed = _room(path)
+    if left < 0:
         raise Unavailable(
             f"the disk of the journal {path} has {free >> 20} MiB left, and it needs "
             f"{needed >> 20}; free some space"
         )
+
+
+def _room(path: Path) -> tuple[int, int, int]:
+    """Return the bytes that are to spare, and of which they are the difference."""
+    disk = os.statvfs(path)
+    free = disk.f_bavail * disk.f_frsize
+    # Never to be opened: whoever closes a file of SQLite's gives up its locks.
+    needed = files_of(path)[1].stat().st_size + _ROOM_BYTES
+    return free - needed, free, needed
 
 
 @contextmanager
@@ -295,36 +298,27 @@ def read_oldest(connection: sqlite3.Connection) -> float | None:
     return None if row is None else float(row[0])
 
 
-def empty_log(connection: sqlite3.Connection, path: Path) -> None:
+def empty_log(connection: sqlite3.Connection, path: Path, *, now: bool) -> None:
     """Copy a log that has grown long into the file, so that it begins anew.
+
+    Appends go on meanwhile; only when they outrun the copying, or the disk is short of
+    room, must they wait, and the log is cut.
 
     Parameters
     ----------
     path : Path
         Of the file.
-    """
-    size, _ = _log_use(path)
-    if size > _WAL_BYTES:
-        # Appends go on meanwhile; only when they outrun the copying must they wait.
-        mode = "PASSIVE" if size < 8 * _WAL_BYTES else "TRUNCATE"
-        connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
-
-
-def _log_use(path: Path) -> tuple[int, int]:
-    """Return the bytes in use of a file's log, and those not yet copied into the file.
-
-    From the log's index; see "The WAL-Index File Format" in SQLite's documentation. The
-    length of the log is that of the longest one there was.
+    now : bool
+        Whether to copy a log that is not longer than it may stay.
     """
     try:
-        with files_of(path)[2].open("rb") as index:
-            header = index.read(_INDEX_HEADER.size)
+        size = files_of(path)[1].stat().st_size
     except FileNotFoundError:
-        return 0, 0
-    if len(header) < _INDEX_HEADER.size:
-        return 0, 0
-    page_size, frames, copied = _INDEX_HEADER.unpack(header)
-    return frames * page_size, (frames - copied) * page_size
+        return
+    if size >= 4 * _WAL_KEPT_BYTES or (size > _WAL_BYTES and _room(path)[0] < 0):
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    elif size > _WAL_KEPT_BYTES or (size > _WAL_BYTES and now):
+        connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
 
 
 def give_back_space(connection: sqlite3.Connection) -> bool:

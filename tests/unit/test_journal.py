@@ -520,19 +520,53 @@ def test_log_of_a_shared_journal_stays_short(directory):
         assert log.stat().st_size < 48 << 20  # of 60 MB that went through, twice
 
 
-def test_a_copied_log_is_written_over_and_needs_no_room(directory, monkeypatch):
+def test_a_copied_log_is_written_over_and_cut_when_room_is_short(
+    directory, monkeypatch
+):
     log = directory / "journal-0.sqlite3-wal"
     with closing(Journal.open(directory, max_bytes=LARGE, shared=True)) as mine:
         for _ in range(20):
             append(mine, bytes(1_000_000))
         (moved,) = Journal.living(directory)
         with closing(moved):
-            # Copies the log, which is longer than the disk now has room.
             assert len(moved.read(100)) == 9
-        long = log.stat().st_size
-        assert long > 16 << 20
-        left = SimpleNamespace(f_bavail=17 << 20, f_frsize=1)
-        monkeypatch.setattr(os, "statvfs", lambda _: left)
-        append(mine, b"more")
-        # Not cut, and not longer.
-        assert log.stat().st_size == long
+            long = log.stat().st_size
+            assert long > 16 << 20
+            append(mine, b"more")
+            # Not cut, and not longer.
+            assert log.stat().st_size == long
+            left = SimpleNamespace(f_bavail=17 << 20, f_frsize=1)
+            monkeypatch.setattr(os, "statvfs", lambda _: left)
+            with pytest.raises(Unavailable, match="has 17 MiB left, and it needs 35"):
+                append(mine, b"and more")
+            moved.read(1)
+            append(mine, b"and more")
+
+
+OPENED = """
+import sys
+from pathlib import Path
+from experiment_service.journal import Journal
+
+opened = []
+sys.addaudithook(
+    lambda event, given: opened.append(str(given[0])) if event == "open" else None
+)
+directory = Path(sys.argv[1])
+mine = Journal.open(directory, max_bytes=1 << 30, shared=True)
+(moved,) = Journal.living(directory)
+mine.append([bytes(1 << 25)]).result()
+del opened[:]
+mine.append([b"a"]).result()
+moved.delete([sequence for sequence, _ in moved.read(10)])
+assert moved.depth == 1, moved.depth
+files = [path.name for path in directory.glob("*.sqlite3*")]
+assert len(files) == 3, files
+print([path for path in opened if "sqlite3" in path])
+"""
+
+
+def test_no_file_of_sqlites_is_opened_beside_it(directory):
+    # Closing one gives up the locks of the process: two would write at once.
+    out, err = run_child(OPENED, directory).communicate(timeout=60)
+    assert out == "[]\n", err
