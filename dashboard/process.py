@@ -8,6 +8,7 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
+from altair.utils import schemapi
 from streamlit.web import cli
 
 if __name__ == "__main__":
@@ -15,4 +16,6 @@ if __name__ == "__main__":
         # The app and its views are scripts: Streamlit runs them for each visitor.
         if _module.name != "dashboard.app" and not _module.ispkg:
             import_module(_module.name)
+    # Each part of a chart would be checked when it is made, and the whole once more.
+    schemapi.DEBUG_MODE = False
     sys.exit(cli.main(prog_name="streamlit"))
