@@ -6,6 +6,7 @@ service end in one sentence on stderr and exit status 2.
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module
@@ -88,11 +89,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             logging.DEBUG if parsed.verbose else logging.INFO, settings.log_format
         )
         parsed.command(settings, parsed)
+        sys.stdout.flush()
     except ExperimentServiceError as error:
         print(f"experiment-service: {error.message}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:
+        # Whoever read what we print has ended, such as `head`; Python flushes once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     return 0
 
 

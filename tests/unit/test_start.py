@@ -47,6 +47,16 @@ def test_help_loads_nothing():
     assert not loaded & {*HEAVY, "fastapi", "sqlalchemy", "numpy"}
 
 
+def test_output_that_nobody_reads_is_no_trace():
+    command = [sys.executable, "-m", "experiment_service", "pipeline-schema"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 1
+
+
 def test_commands_are_listed_as_they_are():
     listed = {name: text for group in COMMANDS.values() for name, text in group.items()}
     (action,) = build_parser()._subparsers._group_actions
