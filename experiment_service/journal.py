@@ -104,6 +104,7 @@ class Journal:
         self._queue: list[tuple[Sequence[bytes], Future[None]]] = []
         self._queued_bytes = 0
         self._thread: threading.Thread | None = None
+        self._ending = threading.Event()
         self._failing = self._closed = False
         if self._totals.waiting:
             self.arrived.set()
@@ -329,7 +330,7 @@ class Journal:
                     future.set_exception(failure)
             if busy:
                 # A group costs as much whatever is in it: more may go into the next.
-                time.sleep(max(0.0, begun + _PACE_SECONDS - time.monotonic()))
+                self._ending.wait(begun + _PACE_SECONDS - time.monotonic())
 
     def _next_group(self) -> list[tuple[Sequence[bytes], Future[None]]]:
         """Wait for appends and take all there are; none when the journal is closed."""
@@ -486,6 +487,7 @@ class Journal:
         with self._changed:
             already, self._closed = self._closed, True
             self._changed.notify_all()
+        self._ending.set()
         if already:
             return
         if self._thread is not None:
