@@ -4,10 +4,9 @@
 
 Factors are synthetic, as of ALS with 64 of them. Ours leaves out what a unit had, finds
 the best with ties by row, and hands over lists to be published; `implicit` is its own
-`recommend`, in batches. With few units ours hides the items that nobody had. Both make lists of the same units in
-turns; then ours makes all of them, on all cores. Publishing writes, flushes, verifies and
-opens them, as a release does. `more memory` is what the process grew by at most, the lists
-themselves with it.
+`recommend`, in batches. With few units ours hides the items that nobody had. Both make
+lists of the same units in turns; then ours makes all of them, on all cores. Publishing
+writes, flushes, verifies and opens them, as a release does.
 """
 
 import argparse
@@ -71,7 +70,7 @@ def timed(action):
     return time.perf_counter() - started
 
 
-def grown():
+def most_memory():
     """Bytes of memory that the process has had at most."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
@@ -115,7 +114,7 @@ def main():
         f"  implicit {len(some) / them:9,.0f} lists/s   ours / implicit in time "
         f"{us / them:.2f} (places alike {same:.4f})"
     )
-    before = grown()
+    before = most_memory()
     lists = np.empty((options.units, DEPTH), dtype=np.int32)
 
     def all_of_them():
@@ -126,8 +125,8 @@ def main():
     took = timed(all_of_them)
     print(
         f"all {options.units:,} units: {took:.0f} s, {options.units / took:,.0f} lists/s, "
-        f"{(grown() - before) >> 20:,} MiB more memory, {lists.nbytes >> 20:,} of them "
-        "the lists"
+        f"the process at most {most_memory() >> 20:,} MiB ({lists.nbytes >> 20:,} of it "
+        f"the lists; {before >> 20:,} before, to make the data)"
     )
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "als" / "1"
