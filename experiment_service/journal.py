@@ -104,8 +104,8 @@ class Journal:
         self._queue: list[tuple[Sequence[bytes], Future[None]]] = []
         self._queued_bytes = 0
         self._thread: threading.Thread | None = None
-        self._ending = threading.Event()
-        self._failing = self._closed = False
+        self._closed = threading.Event()
+        self._failing = False
         if self._totals.waiting:
             self.arrived.set()
 
@@ -290,7 +290,7 @@ class Journal:
         if self._is_full(size) and self._is_out_of_date():
             self._catch_up()
         with self._changed:
-            if self._closed:
+            if self._closed.is_set():
                 raise Unavailable("the journal is closed; this process is stopping")
             if self._is_full(size):
                 kept = self._kept() + self._totals.set_aside_bytes
@@ -330,12 +330,12 @@ class Journal:
                     future.set_exception(failure)
             if busy:
                 # A group costs as much whatever is in it: more may go into the next.
-                self._ending.wait(begun + _PACE_SECONDS - time.monotonic())
+                self._closed.wait(begun + _PACE_SECONDS - time.monotonic())
 
     def _next_group(self) -> list[tuple[Sequence[bytes], Future[None]]]:
         """Wait for appends and take all there are; none when the journal is closed."""
         with self._changed:
-            self._changed.wait_for(lambda: self._queue or self._closed)
+            self._changed.wait_for(lambda: self._queue or self._closed.is_set())
             group, self._queue = self._queue, []
             return group
 
@@ -485,9 +485,9 @@ class Journal:
             Remove the file too, if nothing is left in it.
         """
         with self._changed:
-            already, self._closed = self._closed, True
+            already = self._closed.is_set()
+            self._closed.set()
             self._changed.notify_all()
-        self._ending.set()
         if already:
             return
         if self._thread is not None:

@@ -7,6 +7,7 @@ its reason, and what served before still serves.
 import logging
 from collections.abc import Sequence
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 from sqlalchemy import Connection, Engine
@@ -15,7 +16,7 @@ from experiment_service.analysis.shadow import judge
 from experiment_service.domain.shadow import ShadowRule
 from experiment_service.errors import InvalidState
 from experiment_service.storage import models
-from experiment_service.storage.database import transaction
+from experiment_service.storage.database import each_alone, transaction
 from experiment_service.storage.models import ModelStatus, ModelVersion
 from experiment_service.storage.shadow_sums import (
     count_answers,
@@ -231,26 +232,24 @@ def judge_shadows(engine: Engine, now: datetime) -> None:
     Exception
         The last failure, after all others were tried.
     """
-    failure: Exception | None = None
     with transaction(engine) as connection:
-        ruled = [
-            version
+        ruled = {
+            version.label: version
             for version in models.list_versions(connection)
             if version.status is ModelStatus.SHADOW and version.shadow_rule is not None
-        ]
-    for version in ruled:
-        try:
+        }
+    try:
+        each_alone(
+            engine,
+            ruled,
+            lambda connection, _, version: _judge(connection, version, now),
+            failed=partial(log.exception, "shadow not judged model=%s"),
+        )
+    finally:
+        left = True
+        while left:
             with transaction(engine) as connection:
-                _judge(connection, version, now)
-        except Exception as error:  # one shadow must not hold up the others
-            log.exception("shadow not judged model=%s", version.label)
-            failure = error
-    left = True
-    while left:
-        with transaction(engine) as connection:
-            left = remove_answers(connection)
-    if failure is not None:
-        raise failure
+                left = remove_answers(connection)
 
 
 def _judge(connection: Connection, shadow: ModelVersion, now: datetime) -> None:

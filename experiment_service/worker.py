@@ -11,6 +11,7 @@ import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING
 
 import procrastinate
@@ -27,6 +28,7 @@ from experiment_service.storage.database import (
     PATIENCE,
     check_migrated,
     create_engine,
+    each_alone,
     libpq_url,
     present_instant,
     transaction,
@@ -66,18 +68,16 @@ def reallocate_due(engine: Engine, now: datetime, _: Settings) -> None:
     Exception
         The last failure, after all others were tried; the job is then retried.
     """
-    failure: Exception | None = None
     with transaction(engine) as connection:
         due = due_experiments(connection, now=now)
-    for key, cutoff in due.items():
-        try:
-            with transaction(engine) as connection:
-                reallocate(connection, key, cutoff=cutoff, now=now)
-        except Exception as error:  # one bandit must not hold up the others
-            log.exception("reallocation failed experiment=%s", key)
-            failure = error
-    if failure is not None:
-        raise failure
+    each_alone(
+        engine,
+        due,
+        lambda connection, key, cutoff: reallocate(
+            connection, key, cutoff=cutoff, now=now
+        ),
+        failed=partial(log.exception, "reallocation failed experiment=%s"),
+    )
 
 
 def make_partitions(engine: Engine, now: datetime, _: Settings) -> None:

@@ -5,7 +5,7 @@ contrast; knows no interval.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -155,7 +155,12 @@ def weigh(
         if any(_leaks(epoch, variant) for epoch in epochs):
             return Withheld(reason="A variant had units in an epoch with weight 0.")
     used = [epoch for epoch in epochs if _shares(epoch, treatment, control)]
-    treated, controlled = (_traffic(used, name, kind) for name in (treatment, control))
+    names = {treatment, control, *(name for epoch in used for name in epoch.moments)}
+    sums = {
+        name: _rows([epoch.moments.get(name, Moments.zero()) for epoch in used], kind)
+        for name in sorted(names)  # sums are rounded by their order
+    }
+    treated, controlled = (_traffic(used, name, sums) for name in (treatment, control))
     if treated.total.n < 2 or controlled.total.n < 2:
         return Withheld(reason="A variant has no units in epochs that both shared.")
     h = (1 / treated.propensity + 1 / controlled.propensity) ** -0.5
@@ -204,12 +209,8 @@ def _shares(epoch: EpochMoments, treatment: str, control: str) -> bool:
 
 
 def _traffic(
-    epochs: Sequence[EpochMoments], variant: str, kind: MetricKind
+    epochs: Sequence[EpochMoments], variant: str, by_variant: Mapping[str, _Floats]
 ) -> _Traffic:
-    by_variant = {
-        name: _rows([epoch.moments.get(name, Moments.zero()) for epoch in epochs], kind)
-        for name in {variant, *(name for epoch in epochs for name in epoch.moments)}
-    }
     sums = by_variant[variant]
     everyone = np.sum(list(by_variant.values()), axis=0)
     # Without a past there is the epoch itself: the scores then give the plain

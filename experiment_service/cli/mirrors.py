@@ -3,6 +3,7 @@
 import argparse
 import logging
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Engine
@@ -49,19 +50,26 @@ def mirror_stored(settings: Settings, engine: Engine, name: str) -> None:
     if settings.mlflow_tracking_uri is None:
         return
     try:
-        mirror.mirror(
-            engine,
-            uri=settings.mlflow_tracking_uri,
-            data_dir=settings.data_dir,
-            pseudonyms=Pseudonyms(settings.unit_key),
-            name=name,
-            patience=_PATIENCE_SECONDS,
-        )
+        _bring(settings, engine, name)
     except ExperimentServiceError as error:
         _warn(name, error.message)
     except Exception as error:  # what is stored is stored
         log.debug("mirror failed", exc_info=True)
         _warn(name, repr(error))
+
+
+def _bring(
+    settings: Settings, engine: Engine, name: str | None
+) -> Sequence["mirror.Mirrored"]:
+    """Bring the mirror up to date, all of it or one model."""
+    return mirror.mirror(
+        engine,
+        uri=_uri(settings, None),
+        data_dir=settings.data_dir,
+        pseudonyms=Pseudonyms(settings.unit_key),
+        name=name,
+        patience=_PATIENCE_SECONDS,
+    )
 
 
 def _warn(name: str, reason: str) -> None:
@@ -73,16 +81,9 @@ def _warn(name: str, reason: str) -> None:
 
 
 def _mirror(settings: Settings, parsed: argparse.Namespace) -> None:
-    uri = _uri(settings, None)
+    _uri(settings, None)  # before a database is looked for
     with open_engine(settings) as engine:
-        mirrored = mirror.mirror(
-            engine,
-            uri=uri,
-            data_dir=settings.data_dir,
-            pseudonyms=Pseudonyms(settings.unit_key),
-            name=parsed.name,
-            patience=_PATIENCE_SECONDS,
-        )
+        mirrored = _bring(settings, engine, parsed.name)
     for each in mirrored:
         print(
             f"{each.name}: runs made {each.runs}, versions registered "

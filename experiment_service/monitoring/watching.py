@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, time, timedelta
+from functools import partial
 
 from sqlalchemy import Connection, Engine
 
@@ -18,7 +19,7 @@ from experiment_service.monitoring.measures import (
 from experiment_service.reporting import Report, glance
 from experiment_service.storage import alerts, monitors
 from experiment_service.storage import experiments as storage
-from experiment_service.storage.database import transaction
+from experiment_service.storage.database import each_alone, transaction
 from experiment_service.storage.models import list_versions
 from experiment_service.storage.monitors import MonitoredDay, ServedExposure
 
@@ -71,26 +72,23 @@ def watch(engine: Engine, now: datetime, *, thresholds: Mapping[str, float]) -> 
     Exception
         The last failure, after all others were tried.
     """
-    failure: Exception | None = None
     with transaction(engine) as connection:
-        running = [
-            each
+        running = {
+            each.key: each
             for each in storage.list_experiments(connection)
             if each.state is ExperimentState.RUNNING
-        ]
-        keys = {each.key for each in running}
+        }
         for alert in alerts.open_alerts(connection):
-            if alert.experiment not in keys:
+            if alert.experiment not in running:
                 _resolve(connection, alert, "The experiment no longer runs.", now)
-    for experiment in running:
-        try:
-            with transaction(engine) as connection:
-                _watch_experiment(connection, experiment, now, thresholds)
-        except Exception as error:  # one experiment must not hide the others
-            log.exception("monitoring failed experiment=%s", experiment.key)
-            failure = error
-    if failure is not None:
-        raise failure
+    each_alone(
+        engine,
+        running,
+        lambda connection, _, experiment: _watch_experiment(
+            connection, experiment, now, thresholds
+        ),
+        failed=partial(log.exception, "monitoring failed experiment=%s"),
+    )
 
 
 def _watch_experiment(

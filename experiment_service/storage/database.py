@@ -4,11 +4,11 @@ Knows no table. `running_database` gives a URL (an embedded PostgreSQL when none
 set), `transaction` turns the driver's errors into ours.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import psycopg
 import sqlalchemy
@@ -27,6 +27,8 @@ else:
     # Only a migration needs it, and it takes a third of a second to load.
     command = LazyModule("alembic.command")
     config = LazyModule("alembic.config")
+
+_Item = TypeVar("_Item")
 
 CHANNEL = "experiment_service"
 
@@ -165,6 +167,41 @@ def transaction(engine: Engine) -> Iterator[Connection]:
     """
     with _known_failures(), engine.begin() as connection:
         yield connection
+
+
+def each_alone(
+    engine: Engine,
+    items: Mapping[str, _Item],
+    act: Callable[[Connection, str, _Item], object],
+    *,
+    failed: Callable[[str], object],
+) -> None:
+    """Act on each item in a transaction of its own: one must not hold up the others.
+
+    Parameters
+    ----------
+    items : mapping of str to anything
+        By their names.
+    act : callable
+        Takes the connection, a name and its item.
+    failed : callable
+        Told the name of an item while its failure is handled.
+
+    Raises
+    ------
+    Exception
+        The last failure, after all others were tried.
+    """
+    failure: Exception | None = None
+    for name, item in items.items():
+        try:
+            with transaction(engine) as connection:
+                act(connection, name, item)
+        except Exception as error:  # whatever it is, the others have their turn
+            failed(name)
+            failure = error
+    if failure is not None:
+        raise failure
 
 
 @contextmanager

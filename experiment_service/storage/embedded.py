@@ -5,13 +5,13 @@ beside it, which the kernel frees when a process dies in whatever way: the last 
 stops the server, and the first one clears away what a crash left.
 """
 
-import contextlib
 import fcntl
 import os
 import subprocess
 import time
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,14 @@ import psycopg
 
 from experiment_service.errors import Unavailable
 
+_PID_FILE = "postmaster.pid"
 _START_ATTEMPTS = 30
 _PAUSE_SECONDS = 0.5
 # Serving comes first when there is not enough of the machine for both.
 _NICENESS = 10
 
 
-@contextlib.contextmanager
+@contextmanager
 def embedded_server(data_dir: Path) -> Iterator[str]:
     """Yield the URI of the server under ``data_dir/postgres``, started when it is not.
 
@@ -71,16 +72,20 @@ def _clear_what_a_crash_left(directory: Path) -> None:
     file names, and a killed server may stay a zombie; both would be taken for a server.
     """
     (directory / ".handle_pids.json").unlink(missing_ok=True)
-    file = directory / "postmaster.pid"
     try:
-        named = psutil.Process(int(file.read_text().split()[0]))
+        named = _named_process(directory)
         stale = named.name() != "postgres" or named.status() == psutil.STATUS_ZOMBIE
     except FileNotFoundError:
         return
     except (ValueError, IndexError, psutil.NoSuchProcess):
         stale = True
     if stale:
-        file.unlink(missing_ok=True)
+        (directory / _PID_FILE).unlink(missing_ok=True)
+
+
+def _named_process(directory: Path) -> psutil.Process:
+    """Return the process that the server's pid file names."""
+    return psutil.Process(int((directory / _PID_FILE).read_text().split()[0]))
 
 
 def _start(directory: Path) -> Any:  # noqa: ANN401 - the wheel has no types
@@ -115,12 +120,11 @@ def _start(directory: Path) -> Any:  # noqa: ANN401 - the wheel has no types
 
 def _step_back(directory: Path) -> None:
     """Lower the server's priority; its connections inherit it."""
-    with contextlib.suppress(OSError, psutil.Error, ValueError):
-        pid = int((directory / "postmaster.pid").read_text().split()[0])
-        psutil.Process(pid).nice(_NICENESS)
+    with suppress(OSError, psutil.Error, ValueError, IndexError):
+        _named_process(directory).nice(_NICENESS)
 
 
-@contextlib.contextmanager
+@contextmanager
 def _alone_on_this_machine() -> Iterator[None]:
     """Let one process at a time add the server's user.
 

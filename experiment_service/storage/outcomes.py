@@ -20,6 +20,7 @@ from sqlalchemy import (
     Interval,
     Select,
     Subquery,
+    Table,
     and_,
     case,
     cast,
@@ -80,31 +81,12 @@ def adding_outcomes(
         found = union_all(*of_units).subquery("of_unit")
         pairs.append(_counted_first(select(found).distinct().cte("unit_pair")))
     pair = union_all(*pairs).cte("pair")
-    target = schema.unit_outcome
-    key = [pair.c[column.name] for column in target.primary_key]
-    totals = (
-        select(
-            *key,
-            func.count().label("count"),
-            func.coalesce(func.sum(pair.c.value), 0).label("value_sum"),
-            func.min(pair.c.occurred_at).label("first_at"),
-        )
-        .group_by(*key)
-        .cte("outcome")
-    )
-    adding = insert(target).from_select(totals.c.keys(), select(totals))
-    had, new = target.c, adding.excluded
-    added = adding.on_conflict_do_update(
-        constraint=target.primary_key,
-        set_={
-            "count": had.count + new.count,
-            "value_sum": had.value_sum + new.value_sum,
-            "first_at": func.least(had.first_at, new.first_at),
-        },
+    totals, adding = _adding_totals(
+        schema.unit_outcome, pair, func.min(pair.c.occurred_at).label("first_at")
     )
     units = (totals.c[column.name] for column in touched_unit.c)
     statement = select(func.coalesce(func.sum(totals.c.count), 0)).add_cte(
-        added.cte("added"), touch_units(select(*units).distinct()).cte("touching")
+        adding.cte("adding"), touch_units(select(*units).distinct()).cte("touching")
     )
     if not actions:
         return statement
@@ -125,29 +107,35 @@ def _counted_first(of_units: FromClause) -> Select[Any]:
     return select(*of_units.c).select_from(of_units.join(counted, same))
 
 
-def _adding_history(actions: FromClause) -> tuple[CTE, CTE]:
-    target = schema.unit_history
-    key = [actions.c[column.name] for column in target.primary_key]
+def _adding_totals(
+    target: Table, rows: FromClause, *first_at: ColumnElement[Any]
+) -> tuple[CTE, Insert]:
+    """Count rows by the key of a table; return the counts, and what adds them to it."""
+    key = [rows.c[column.name] for column in target.primary_key]
     totals = (
         select(
             *key,
             func.count().label("count"),
-            func.coalesce(func.sum(actions.c.value), 0).label("value_sum"),
+            func.coalesce(func.sum(rows.c.value), 0).label("value_sum"),
+            *first_at,
         )
         .group_by(*key)
-        .cte("history")
+        .cte(f"total_{target.name}")
     )
     adding = insert(target).from_select(totals.c.keys(), select(totals))
     had, new = target.c, adding.excluded
-    added = adding.on_conflict_do_update(
-        constraint=target.primary_key,
-        set_={
-            "count": had.count + new.count,
-            "value_sum": had.value_sum + new.value_sum,
-        },
+    changed = {name: had[name] + new[name] for name in ("count", "value_sum")}
+    if first_at:
+        changed["first_at"] = func.least(had.first_at, new.first_at)
+    return totals, adding.on_conflict_do_update(
+        constraint=target.primary_key, set_=changed
     )
+
+
+def _adding_history(actions: FromClause) -> tuple[CTE, CTE]:
+    totals, adding = _adding_totals(schema.unit_history, actions)
     touching = touch_units(touch_later_units(totals))
-    return added.cte("adding_history"), touching.cte("touching_later")
+    return adding.cte("adding_history"), touching.cte("touching_later")
 
 
 def actions_of(

@@ -339,7 +339,8 @@ def test_one_experiment_that_fails_hides_no_other(engine, monkeypatch):
     def one_more(connection):
         found = kept(connection)
         home = next(each for each in found if each.key == "home")
-        return [replace(home, id=-1), home]
+        gone = replace(home.declaration, key="gone")
+        return [replace(home, id=-1, declaration=gone), home]
 
     monkeypatch.setattr(storage, "list_experiments", one_more)
     with pytest.raises(IntegrityError, match="fk_monitored_day_experiment_id"):
