@@ -26,7 +26,6 @@ _FORMATS = {".csv": ("CSV", "text/csv"), ".parquet": ("Parquet", "application/pa
 
 def section(report: Report) -> None:
     """Offer the numbers of the page, and the raw events while they are not too many."""
-    st.subheader("Download", anchor=False)
     key, numbers = report.facts.key, _part(report)
     with st.container(horizontal=True):
         st.download_button(

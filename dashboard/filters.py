@@ -1,6 +1,6 @@
 """Filters of a page that its address holds: days of first exposure, group, metric."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date
 
 import streamlit as st
@@ -27,43 +27,76 @@ EXPLORATORY_GROUP = (
 )
 
 
-def choose_days(key: str) -> Days | None:
-    """Ask for a range of days; None for all of them, or while one end is missing."""
+def choose_units(
+    key: str, segments: SegmentsReport
+) -> tuple[Days | None, Group | None]:
+    """Ask for units by their days of first exposure and by an attribute; None for all.
+
+    The fields come when they are asked for: they cost a browser as much as a chart.
+    """
+    whole = _whole(key)
+    if whole is None:
+        return None, None
+    groups = _groups(segments)
+    days, chosen = _asked(whole), _asked_group(groups)
+    with st.container(horizontal=True, vertical_alignment="center"):
+        with st.popover(
+            "Filter visitors",
+            icon=":material/filter_alt:",
+            key="filter",
+            on_change="rerun",
+        ) as part:
+            if part.open:
+                _days_field(key, days, whole)
+                if groups:
+                    _group_field(key, chosen, groups)
+        if days != whole:
+            st.button(
+                "All days",
+                icon=":material/undo:",
+                on_click=_reset_days,
+                args=(key, whole),
+            )
+        if chosen != EVERYBODY:
+            st.button(
+                "All visitors",
+                icon=":material/undo:",
+                on_click=_reset_group,
+                args=(key,),
+            )
+    if days != whole:
+        told = EXPLORATORY.format(first=days.first, last=days.last)
+        st.warning(told, icon=":material/filter_alt:")
+    if chosen != EVERYBODY:
+        told = EXPLORATORY_GROUP.format(group=chosen)
+        st.warning(told, icon=":material/filter_alt:")
+    return days if days != whole else None, groups.get(chosen)
+
+
+def _whole(key: str) -> Days | None:
+    """Return all days of an experiment; None before it has started."""
     started = next(
         (each.started_at for each in reports.experiments() if each.key == key), None
     )
     if started is None:
         return None
-    whole = Days(first=started.date(), last=max(reports.today(), started.date()))
-    asked = _asked(whole)
+    return Days(first=started.date(), last=max(reports.today(), started.date()))
+
+
+def _days_field(key: str, asked: Days, whole: Days) -> None:
     field = f"days {key}"
     if field not in st.session_state:
         st.session_state[field] = (asked.first, asked.last)
-    with st.container(horizontal=True, vertical_alignment="bottom"):
-        st.date_input(
-            "First exposed between (days in UTC)",
-            min_value=whole.first,
-            max_value=whole.last,
-            key=field,
-            on_change=_follow,
-            args=(field, whole),
-            format="YYYY-MM-DD",
-            width=280,
-        )
-        if asked != whole:
-            st.button(
-                "All days",
-                icon=":material/undo:",
-                on_click=_reset,
-                args=(field, whole),
-            )
-    if asked == whole:
-        return None
-    st.warning(
-        EXPLORATORY.format(first=asked.first, last=asked.last),
-        icon=":material/filter_alt:",
+    st.date_input(
+        "First exposed between (days in UTC)",
+        min_value=whole.first,
+        max_value=whole.last,
+        key=field,
+        on_change=_follow_days,
+        args=(field, whole),
+        format="YYYY-MM-DD",
+        width=280,
     )
-    return asked
 
 
 def _asked(whole: Days) -> Days:
@@ -73,6 +106,7 @@ def _asked(whole: Days) -> Days:
     first, last = max(first, whole.first), min(last, whole.last)
     if first > last:
         st.toast("The days of the address are not in the experiment; all are shown.")
+        _write_days(whole, whole)
         return whole
     return Days(first=first, last=last)
 
@@ -85,21 +119,22 @@ def _day(name: str) -> date | None:
         return date.fromisoformat(given)
     except ValueError:
         st.toast(f"The address has no day in its part {name}; write 2026-11-30.")
+        del st.query_params[name]
         return None
 
 
-def _follow(field: str, whole: Days) -> None:
+def _follow_days(field: str, whole: Days) -> None:
     chosen = st.session_state[field]
     if len(chosen) == 2:
-        _write(Days(first=chosen[0], last=chosen[1]), whole)
+        _write_days(Days(first=chosen[0], last=chosen[1]), whole)
 
 
-def _reset(field: str, whole: Days) -> None:
-    st.session_state[field] = (whole.first, whole.last)
-    _write(whole, whole)
+def _reset_days(key: str, whole: Days) -> None:
+    st.session_state[f"days {key}"] = (whole.first, whole.last)
+    _write_days(whole, whole)
 
 
-def _write(days: Days, whole: Days) -> None:
+def _write_days(days: Days, whole: Days) -> None:
     for name, day, end in (
         (FIRST, days.first, whole.first),
         (LAST, days.last, whole.last),
@@ -110,9 +145,8 @@ def _write(days: Days, whole: Days) -> None:
             st.query_params[name] = day.isoformat()
 
 
-def choose_group(key: str, segments: SegmentsReport) -> Group | None:
-    """Ask for units with one value of an attribute; None for all units."""
-    groups = {
+def _groups(segments: SegmentsReport) -> dict[str, Group]:
+    return {
         f"{attribute.attribute}: {level.level}": Group(
             attribute=attribute.attribute, value=level.level
         )
@@ -120,28 +154,41 @@ def choose_group(key: str, segments: SegmentsReport) -> Group | None:
         for level in attribute.levels
         if level.level != OTHER_LEVELS
     }
-    if not groups:
-        return None
+
+
+def _asked_group(groups: Mapping[str, Group]) -> str:
+    asked = st.query_params.get(GROUP, EVERYBODY)
+    if asked == EVERYBODY or asked in groups:
+        return asked
+    st.toast("The group of the address is not in the experiment; all are shown.")
+    del st.query_params[GROUP]
+    return EVERYBODY
+
+
+def _group_field(key: str, chosen: str, groups: Mapping[str, Group]) -> None:
     field = f"group {key}"
-    names = [EVERYBODY, *groups]
-    if st.session_state.get(field) not in names:
-        asked = st.query_params.get(GROUP, EVERYBODY)
-        if asked not in names:
-            st.toast(
-                "The group of the address is not in the experiment; all are shown."
-            )
-        st.session_state[field] = asked if asked in names else EVERYBODY
-    chosen = st.selectbox(
-        "Visitors", names, key=field, on_change=_follow_group, args=(field,), width=280
+    if st.session_state.get(field) not in (EVERYBODY, *groups):
+        st.session_state[field] = chosen
+    st.selectbox(
+        "Visitors",
+        (EVERYBODY, *groups),
+        key=field,
+        on_change=_follow_group,
+        args=(field,),
+        width=280,
     )
-    if chosen == EVERYBODY:
-        return None
-    st.warning(EXPLORATORY_GROUP.format(group=chosen), icon=":material/filter_alt:")
-    return groups[chosen]
 
 
 def _follow_group(field: str) -> None:
-    chosen = st.session_state[field]
+    _write_group(st.session_state[field])
+
+
+def _reset_group(key: str) -> None:
+    st.session_state[f"group {key}"] = EVERYBODY
+    _write_group(EVERYBODY)
+
+
+def _write_group(chosen: str) -> None:
     if chosen == EVERYBODY:
         st.query_params.pop(GROUP, None)
     else:

@@ -1,5 +1,7 @@
 """One experiment: is it healthy, what does it say, and how sure is that."""
 
+from collections.abc import Mapping
+
 import streamlit as st
 
 from dashboard import (
@@ -24,9 +26,8 @@ def _live() -> None:
         if key is None:
             st.info("There are no experiments yet.", icon=":material/science:")
             return
-        days = filters.choose_days(key)
         segments = reports.segments(key)
-        group = filters.choose_group(key, segments)
+        days, group = filters.choose_units(key, segments)
         report = reports.report(key, days, group)
         parts.header(report)
         if days is None and group is None:
@@ -47,7 +48,9 @@ def _live() -> None:
         _all_metrics(report)
         _journey(report, reports.journey(key, days, group))
         _segments(report, segments)
-        downloads.section(report)
+        with st.expander("Download", key="download", on_change="rerun") as part:
+            if part.open:
+                downloads.section(report)
 
 
 def _result(report: Report) -> None:
@@ -103,7 +106,13 @@ def _journey(report: Report, journey: Journey) -> None:
     colour_of = encodings.colours(report.facts)
     st.subheader("From exposure to purchase", anchor=False)
     st.html(journey_charts.funnel_table(journey, colour_of, report.facts.control))
-    st.subheader("Clicks by position", anchor=False)
+    # A chart costs the browser much, so a closed section has none.
+    with st.expander("Clicks by position", key="positions", on_change="rerun") as part:
+        if part.open:
+            _positions(journey, colour_of)
+
+
+def _positions(journey: Journey, colour_of: Mapping[str, str]) -> None:
     shown = len(journey.places)
     st.caption(
         "Share of all exposed visitors who clicked on the position at least once within "
@@ -122,8 +131,7 @@ def _journey(report: Report, journey: Journey) -> None:
         key="Clicks by position",
     )
     if journey.places:
-        with st.expander("The numbers by position"):
-            st.html(journey_charts.positions_table(journey.places))
+        st.html(journey_charts.positions_table(journey.places))
 
 
 def _segments(report: Report, segments: SegmentsReport) -> None:
@@ -143,9 +151,8 @@ def _segments(report: Report, segments: SegmentsReport) -> None:
     colour_of = encodings.colours(report.facts)
     for attribute in segments.attributes:
         name = f"By {attribute.attribute}"
-        # A chart of each attribute costs the browser much, so closed ones have none.
-        with st.expander(name, key=name, on_change="rerun") as levels:
-            if not levels.open:
+        with st.expander(name, key=name, on_change="rerun") as part:
+            if not part.open:
                 continue
             parts.chart(
                 segment_tables.levels(attribute, report.facts.control, colour_of),

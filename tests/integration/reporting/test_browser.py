@@ -7,11 +7,12 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import httpx
 import pyarrow.parquet as pq
 import pytest
+from playwright.sync_api import TimeoutError as TooLate
 from playwright.sync_api import expect, sync_playwright
 
 from experiment_service.passwords import hash_password
@@ -177,6 +178,18 @@ def test_filters_are_in_the_address_and_can_be_taken_back(address, logged_in, sh
     expect(told).to_be_visible(timeout=20_000)
     logged_in.get_by_role("button", name="All days").click()
     expect(told).to_have_count(0, timeout=20_000)
+    assert "from=" not in logged_in.url
+    logged_in.get_by_role("button", name="Filter visitors").click()
+    days = logged_in.get_by_text("First exposed between (days in UTC)", exact=True)
+    expect(days).to_be_visible(timeout=20_000)
+    choose(logged_in, "Visitors", "device: phone")
+    only = logged_in.get_by_text("Only visitors with device: phone count below.")
+    expect(only).to_be_visible(timeout=20_000)
+    assert "group=device%3A+phone" in logged_in.url
+    logged_in.keyboard.press("Escape")
+    logged_in.get_by_role("button", name="All visitors").click()
+    expect(only).to_have_count(0, timeout=20_000)
+    assert "group=" not in logged_in.url
     logged_in.get_by_role("radio", name="Clicks per visitor").click()
     expect(logged_in.get_by_text("Clicks per visitor by variant")).to_be_visible(
         timeout=20_000
@@ -191,6 +204,7 @@ def test_filters_are_in_the_address_and_can_be_taken_back(address, logged_in, sh
 
 def test_files_can_be_taken_away(address, logged_in, shop, tmp_path):
     logged_in.goto(f"{address}/experiment?experiment={HOME}")
+    logged_in.get_by_text("Download", exact=True).click()
     with logged_in.expect_download() as table:
         logged_in.get_by_role("button", name="All metrics, CSV").click()
     table.value.save_as(tmp_path / "metrics.csv")
@@ -223,8 +237,14 @@ def test_lists_of_two_versions_stand_side_by_side(address, logged_in):
 
 
 def choose(page, field, option):
-    page.get_by_role("combobox", name=field).click()
-    page.get_by_role("option", name=option).click()
+    listed = page.get_by_role("option", name=option)
+    # A list that opens while the page still moves closes again.
+    for _ in range(5):
+        page.get_by_role("combobox", name=field).click()
+        with suppress(TooLate):
+            listed.click(timeout=3_000)
+            return
+    raise AssertionError(f"no {option!r} in {field!r}")
 
 
 def test_a_wrong_password_stays_outside_and_the_right_one_comes_in(stranger, address):

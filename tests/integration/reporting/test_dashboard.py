@@ -209,11 +209,61 @@ def test_effects_are_shown_by_attribute_of_visitors(shop, open_page):
         assert all(" to " in each for each in differences)
 
 
+def test_positions_are_shown_when_they_are_opened(shop, open_page):
+    test = open_page("experiment", shop.url, HOME)
+    closed = len(test.get("vega_lite_chart"))
+    test.session_state["positions"] = True
+    rows = table(test.run(), "clicked on the position")
+    assert len(test.get("vega_lite_chart")) == closed + 1
+    assert rows[0] == ["Position", "popular", "item-knn", "als"]
+    clicked = {
+        str(each.position) for each in shop.interactions[HOME] if each.kind == "click"
+    }
+    assert {row[0] for row in rows[1:]} == clicked
+
+
 def test_an_unknown_group_in_the_address_shows_everybody(shop, open_page):
     test = open_page("experiment", shop.url, HOME, group="device: fridge")
     assert not test.exception
     assert not test.warning
     assert "is not in the experiment" in test.toast[0].value
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "told"),
+    [
+        ("soon", "2026-01-01", "has no day in its part from"),
+        ("1999-01-01", "1999-01-02", "are not in the experiment"),
+    ],
+)
+def test_days_of_the_address_that_are_none_are_told_once(
+    shop, open_page, first, last, told
+):
+    test = open_page("experiment", shop.url, HOME, **{"from": first, "to": last})
+    assert not test.exception
+    assert not test.warning
+    assert told in test.toast[0].value
+    assert not test.run().toast
+
+
+def test_a_choice_of_days_and_visitors_goes_to_the_address(shop, open_page):
+    test = open_page("experiment", shop.url, HOME)
+    assert not test.date_input
+    test.session_state["filter"] = True
+    test.run()
+    first, last = test.date_input[0].value
+    test.date_input[0].set_value((first, first)).run()
+    assert "".join(test.query_params["to"]) == first.isoformat()
+    assert "from" not in test.query_params
+    assert "exploratory" in test.warning[0].value
+    test.date_input[0].set_value((first, last)).run()
+    assert not test.warning
+    visitors = next(each for each in test.selectbox if each.label == "Visitors")
+    visitors.set_value("device: phone").run()
+    assert "".join(test.query_params["group"]) == "device: phone"
+    next(each for each in test.button if each.label == "All visitors").click().run()
+    assert "group" not in test.query_params
+    assert not test.warning
 
 
 def test_failed_checks_stand_above_the_numbers(shop, open_page):
