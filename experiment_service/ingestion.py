@@ -47,9 +47,10 @@ _BATCH = 10_000
 # is read and sent while PostgreSQL works on the other. Writers take turns there.
 _BATCHES = 8
 _AT_ONCE = 2
-# Pause after a batch that was not full: a transaction costs some 18 ms of the processor,
-# whatever is in it.
-_GATHER_SECONDS = 0.25
+# Pause after a batch that was not full, and after one with few events: a transaction costs
+# some 18 ms of the processor, whatever is in it, and a large one holds up serving.
+_GATHER_SECONDS = 0.05
+_FEW, _FEW_SECONDS = 200, 0.25
 _FIRST_PAUSE_SECONDS = 0.1
 _LONGEST_PAUSE_SECONDS = 5.0
 _ADOPTION_SECONDS = 5.0
@@ -458,7 +459,7 @@ class Writer:
         if self._stopping.is_set() or moved >= _BATCH:
             return
         if moved or self._follow:
-            self._stopping.wait(_GATHER_SECONDS)
+            self._stopping.wait(_FEW_SECONDS if moved < _FEW else _GATHER_SECONDS)
         else:
             self._journal.arrived.wait(_ADOPTION_SECONDS)
 

@@ -52,7 +52,7 @@ _READ_BYTES = 8 << 20
 _DELETED = 250
 _VACUUMS = 8
 # Least time from the beginning of a group to that of the next, while events come.
-_PACE_SECONDS = 0.003
+_PACE_SECONDS = 0.0015
 # How often a log that is not too long is copied into the file.
 _EMPTY_SECONDS = 1.0
 # How old the knowledge of what another process has moved may become.
