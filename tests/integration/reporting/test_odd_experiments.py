@@ -107,6 +107,8 @@ def open_page(monkeypatch, tmp_path, odd_url):
             test.query_params[name] = value
         if page != "overview":
             test.switch_page(f"views/{page}.py")
+        for section in ("filter", "positions", "download"):
+            test.session_state[section] = True
         return test.run()
 
     yield opened
