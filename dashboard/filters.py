@@ -50,19 +50,12 @@ def choose_units(
                 _days_field(key, days, whole)
                 if groups:
                     _group_field(key, chosen, groups)
+        undo = ":material/undo:"
         if days != whole:
-            st.button(
-                "All days",
-                icon=":material/undo:",
-                on_click=_reset_days,
-                args=(key, whole),
-            )
+            st.button("All days", icon=undo, on_click=_write_days, args=(whole, whole))
         if chosen != EVERYBODY:
             st.button(
-                "All visitors",
-                icon=":material/undo:",
-                on_click=_reset_group,
-                args=(key,),
+                "All visitors", icon=undo, on_click=_write_group, args=(EVERYBODY,)
             )
     if days != whole:
         told = EXPLORATORY.format(first=days.first, last=days.last)
@@ -85,7 +78,8 @@ def _whole(key: str) -> Days | None:
 
 def _days_field(key: str, asked: Days, whole: Days) -> None:
     field = f"days {key}"
-    if field not in st.session_state:
+    # What the address says, unless one end of a range is chosen and the other is not.
+    if len(st.session_state.get(field, ())) != 1:
         st.session_state[field] = (asked.first, asked.last)
     st.date_input(
         "First exposed between (days in UTC)",
@@ -129,11 +123,6 @@ def _follow_days(field: str, whole: Days) -> None:
         _write_days(Days(first=chosen[0], last=chosen[1]), whole)
 
 
-def _reset_days(key: str, whole: Days) -> None:
-    st.session_state[f"days {key}"] = (whole.first, whole.last)
-    _write_days(whole, whole)
-
-
 def _write_days(days: Days, whole: Days) -> None:
     for name, day, end in (
         (FIRST, days.first, whole.first),
@@ -167,8 +156,7 @@ def _asked_group(groups: Mapping[str, Group]) -> str:
 
 def _group_field(key: str, chosen: str, groups: Mapping[str, Group]) -> None:
     field = f"group {key}"
-    if st.session_state.get(field) not in (EVERYBODY, *groups):
-        st.session_state[field] = chosen
+    st.session_state[field] = chosen
     st.selectbox(
         "Visitors",
         (EVERYBODY, *groups),
@@ -181,11 +169,6 @@ def _group_field(key: str, chosen: str, groups: Mapping[str, Group]) -> None:
 
 def _follow_group(field: str) -> None:
     _write_group(st.session_state[field])
-
-
-def _reset_group(key: str) -> None:
-    st.session_state[f"group {key}"] = EVERYBODY
-    _write_group(EVERYBODY)
 
 
 def _write_group(chosen: str) -> None:

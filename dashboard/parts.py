@@ -172,6 +172,13 @@ def chart(drawn: encodings.Chart | None, *, key: str, instead: str = "") -> None
         st.altair_chart(drawn, key=key, alt=key)
 
 
+def when_opened(title: str, draw: Callable[[], None], *, key: str) -> None:
+    """Draw what is in an expander once it is open: charts cost a browser much."""
+    with st.expander(title, key=key, on_change="rerun") as part:
+        if part.open:
+            draw()
+
+
 def escape_markdown(text: str) -> str:
     """Keep signs of Markdown as they are."""
     for sign in "\\*_`$[]~":

@@ -1,6 +1,7 @@
 """One experiment: is it healthy, what does it say, and how sure is that."""
 
 from collections.abc import Mapping
+from functools import partial
 
 import streamlit as st
 
@@ -16,7 +17,12 @@ from dashboard import (
     segment_tables,
     tables,
 )
-from experiment_service.reporting import Journey, Report, SegmentsReport
+from experiment_service.reporting import (
+    AttributeReport,
+    Journey,
+    Report,
+    SegmentsReport,
+)
 
 
 @st.fragment(run_every=reports.REFRESH_SECONDS)
@@ -48,9 +54,9 @@ def _live() -> None:
         _all_metrics(report)
         _journey(report, reports.journey(key, days, group))
         _segments(report, segments)
-        with st.expander("Download", key="download", on_change="rerun") as part:
-            if part.open:
-                downloads.section(report)
+        parts.when_opened(
+            "Download", partial(downloads.section, report), key="download"
+        )
 
 
 def _result(report: Report) -> None:
@@ -106,10 +112,9 @@ def _journey(report: Report, journey: Journey) -> None:
     colour_of = encodings.colours(report.facts)
     st.subheader("From exposure to purchase", anchor=False)
     st.html(journey_charts.funnel_table(journey, colour_of, report.facts.control))
-    # A chart costs the browser much, so a closed section has none.
-    with st.expander("Clicks by position", key="positions", on_change="rerun") as part:
-        if part.open:
-            _positions(journey, colour_of)
+    parts.when_opened(
+        "Clicks by position", partial(_positions, journey, colour_of), key="positions"
+    )
 
 
 def _positions(journey: Journey, colour_of: Mapping[str, str]) -> None:
@@ -151,17 +156,21 @@ def _segments(report: Report, segments: SegmentsReport) -> None:
     colour_of = encodings.colours(report.facts)
     for attribute in segments.attributes:
         name = f"By {attribute.attribute}"
-        with st.expander(name, key=name, on_change="rerun") as part:
-            if not part.open:
-                continue
-            parts.chart(
-                segment_tables.levels(attribute, report.facts.control, colour_of),
-                instead="No interval can be given yet; the table says why.",
-                key=f"Differences by {attribute.attribute}",
-            )
-            st.html(segment_tables.levels_table(attribute, report.facts.control))
+        draw = partial(_levels, attribute, report.facts.control, colour_of)
+        parts.when_opened(name, draw, key=name)
     if segments.left_out:
         st.caption(f"Not looked at: {', '.join(segments.left_out)}.")
+
+
+def _levels(
+    attribute: AttributeReport, control: str, colour_of: Mapping[str, str]
+) -> None:
+    parts.chart(
+        segment_tables.levels(attribute, control, colour_of),
+        instead="No interval can be given yet; the table says why.",
+        key=f"Differences by {attribute.attribute}",
+    )
+    st.html(segment_tables.levels_table(attribute, control))
 
 
 _live()

@@ -4,11 +4,11 @@
 
 Fills an embedded database with five experiments of about 10 `size` units, or runs the demo
 with all its parts, starts the dashboard, and opens each page in a browser that has been
-there before (a new session each time, the scripts kept by its profile). `first` is the visit that
-fetches what only this page needs; `again` the median of others, each of which builds its
-numbers anew; `CPU` what dashboard, browser and database computed in such a visit, which a
-busy machine does not stretch; with the demo also its shoppers, API and worker. The floor
-is a Streamlit app that shows a title.
+there before (a new session each time, the scripts kept by its profile). `first` is the
+visit that fetches what only this page needs; `again` the median of others, each of which
+builds its numbers anew; `CPU` what dashboard, browser and database computed in such a
+visit, which a busy machine does not stretch; with the demo also its shoppers, API and
+worker. The floor is a Streamlit app that shows a title.
 """
 
 import argparse

@@ -106,16 +106,19 @@ def test_postgres_locked_and_frozen(scenario):
             connection.execute(text("ROLLBACK"))
         wait_for(lambda: load.accepted > 7 * EVENTS / 10, "load")
         processes = scenario.postgres.processes
-        for number in (signal.SIGSTOP, signal.SIGCONT):
-            for each in processes:
-                # One that was about to end, such as of autovacuum, may be gone.
-                with suppress(psutil.NoSuchProcess):
-                    each.send_signal(number)
-            if number == signal.SIGSTOP:
-                time.sleep(15)
-                check_lives(api)
+        signal_all(processes, signal.SIGSTOP)
+        time.sleep(15)
+        check_lives(api)
+        signal_all(processes, signal.SIGCONT)
         wait_for(lambda: load.accepted >= EVENTS, "load")
     scenario.reckon(load, happened="tables locked for 15 s, the server frozen for 15 s")
+
+
+def signal_all(processes, number):
+    for each in processes:
+        # One that was about to end, such as of autovacuum, may be gone.
+        with suppress(psutil.NoSuchProcess):
+            each.send_signal(number)
 
 
 def check_lives(api):
