@@ -4,7 +4,8 @@ import os
 from pathlib import Path
 from typing import BinaryIO
 
-_OWNER_ONLY = 0o600
+#: Mode of a file that only its owner may read and write.
+OWNER_ONLY = 0o600
 
 
 def make_private_directory(path: Path) -> None:
@@ -20,7 +21,7 @@ def open_private(path: Path) -> BinaryIO:
     FileExistsError
         When there is a file of that name.
     """
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _OWNER_ONLY)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, OWNER_ONLY)
     return os.fdopen(descriptor, "wb")
 
 
@@ -32,10 +33,10 @@ def keep_private(path: Path) -> None:
     opened: closing it again would drop the locks that this process has on it.
     """
     try:
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, _OWNER_ONLY))
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, OWNER_ONLY))
     except FileExistsError:
         if path.stat().st_mode & 0o077:
-            path.chmod(_OWNER_ONLY)
+            path.chmod(OWNER_ONLY)
 
 
 def sync_directory(directory: Path) -> None:

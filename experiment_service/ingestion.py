@@ -503,12 +503,12 @@ class Writer:
         self._adopt_at = time.monotonic() + pause
         for journal in Journal.abandoned(self._journal.directory):
             self._adopted.append(journal)
-            journal.retry_set_aside()
+            journal.retry_set_aside(self._journal)
             log.info("journal taken over depth=%d", journal.depth)
         if self._follow:
             for journal in Journal.living(self._journal.directory):
                 self._adopted.append(journal)
-                journal.retry_set_aside()
+                journal.retry_set_aside(self._journal)
 
     def _move(self, journal: Journal) -> int:
         moved = last = 0

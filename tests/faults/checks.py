@@ -1,6 +1,5 @@
 """What must hold after every fault, whatever died."""
 
-import sqlite3
 from collections import defaultdict
 from contextlib import closing
 
@@ -8,6 +7,7 @@ import pytest
 from sqlalchemy import text
 
 from experiment_service.domain.experiment import ExperimentKind
+from experiment_service.journal import Journal
 from experiment_service.reallocation import compute_weights
 from experiment_service.storage import experiments as storage
 from experiment_service.storage.database import present_instant, transaction
@@ -176,10 +176,7 @@ def _check_propensities(connection, experiment_id, weights):
 
 def check_journals(data_dir):
     """Nothing is left in the journals of a machine: a stop has drained them."""
-    for path in (data_dir / "journal").glob("journal-*.sqlite3"):
-        with closing(sqlite3.connect(path)) as journal:
-            for table in ("waiting", "set_aside"):
-                (left,) = journal.execute(f"SELECT count(*) FROM {table}").fetchone()
-                assert left == 0, f"{left} events in {table} of {path.name}"
-    damaged = list((data_dir / "journal").glob("*.damaged-*"))
-    assert damaged == []
+    for journal in Journal.abandoned(data_dir / "journal"):
+        with closing(journal):
+            assert (journal.depth, journal.set_aside_count) == (0, 0), journal.path
+    assert list(data_dir.glob("journal/*/*.damaged")) == []

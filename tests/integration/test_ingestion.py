@@ -317,7 +317,7 @@ def test_journals_of_dead_processes_are_stored_and_removed(
     for journal in dead:
         journal.close()
     with running(mine, engine) as writer:
-        wait_for(lambda: not list(directory.glob("journal-[23].sqlite3*")))
+        wait_for(lambda: not list(directory.glob("journal-[23]")))
         wait_for(lambda: mine.depth == 0)
         assert writer.status().set_aside == 1
     assert count(engine, "exposure") == 30
@@ -335,7 +335,7 @@ def test_events_set_aside_by_a_dead_process_are_tried_again(
     journals[1].close()
     with closing(journals[0]), running(journals[0], engine):
         wait_for(lambda: count(engine, "exposure") == 1)
-        wait_for(lambda: not list(directory.glob("journal-1.sqlite3*")))
+        wait_for(lambda: not list(directory.glob("journal-1")))
 
 
 def test_unfinished_journals_of_dead_processes_stay_when_the_writer_stops(

@@ -45,7 +45,7 @@ def test_journal_snapshot_and_sticky_store_are_the_owners_only(tmp_path):
             if path.is_file() and not path.name.endswith(".lock")
         }
         sticky.close()
-    assert len(found) == 7  # two databases with their logs, and the snapshot
+    assert len(found) == 6  # of the journal two, of the sticky store three
     assert set(found.values()) == {0o600}
 
 

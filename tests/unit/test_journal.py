@@ -1,22 +1,24 @@
 """The journal: what it has acknowledged survives, whatever dies."""
 
+import errno
+import json
 import logging
 import math
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
 import threading
 from concurrent.futures import wait
 from contextlib import closing
-from types import SimpleNamespace
+from datetime import UTC, datetime
 
+import numpy as np
 import pytest
 
-from experiment_service import journal_file
 from experiment_service.errors import Unavailable
-from experiment_service.journal import Journal
+from experiment_service.journal import Journal, groups
+from experiment_service.journal.groups import GroupWriter
 
 LARGE = 1 << 30
 
@@ -212,17 +214,19 @@ def test_set_aside_events_are_kept_counted_and_told(directory, caplog):
         assert payloads_of(journal) == [b"good"]
         with pytest.raises(Unavailable, match="7 of 10"):
             journal.append([b"1234"])
-    path = directory / "journal-0.sqlite3"
-    with closing(sqlite3.connect(path)) as connection:
-        rows = connection.execute("SELECT payload, reason FROM set_aside").fetchall()
-    assert rows == [(b"bad", "kind is 'stare'")]
+        assert move_all(journal) == [b"good"]
+        append(journal, b"more")
+    (line,) = (directory / "journal-0/set-aside.jsonl").read_text().split("\n")[1:-1]
+    kept = json.loads(line)
+    assert (kept["payload"], kept["reason"]) == ("bad", "kind is 'stare'")
+    assert datetime.fromisoformat(kept["set_aside_at"]) <= datetime.now(UTC)
     with closing(Journal.open(directory, max_bytes=10)) as journal:
         assert (journal.depth, journal.set_aside_count) == (1, 1)
         journal.arrived.clear()
         assert journal.retry_set_aside() == 1
         assert journal.arrived.is_set()
         assert (journal.depth, journal.set_aside_count) == (2, 0)
-        assert (journal.pending_bytes, payloads_of(journal)) == (7, [b"good", b"bad"])
+        assert (journal.pending_bytes, payloads_of(journal)) == (7, [b"more", b"bad"])
         assert journal.retry_set_aside() == 0
 
 
@@ -230,10 +234,10 @@ def test_each_journal_has_its_slot(directory):
     journals = [Journal.open(directory, max_bytes=LARGE) for _ in range(3)]
     for number, journal in enumerate(journals):
         append(journal, str(number).encode())
-    assert sorted(path.name for path in directory.glob("*.sqlite3")) == [
-        "journal-0.sqlite3",
-        "journal-1.sqlite3",
-        "journal-2.sqlite3",
+    assert [path.name for path in sorted(directory.iterdir()) if path.is_dir()] == [
+        "journal-0",
+        "journal-1",
+        "journal-2",
     ]
     journals[1].close()
     with closing(Journal.open(directory, max_bytes=LARGE)) as journal:
@@ -258,22 +262,22 @@ def test_only_journals_without_owner_are_abandoned(directory, journal):
     for each in found:
         each.close(remove=True)
     names = {path.name for path in directory.iterdir() if path.suffix != ".lock"}
-    assert "journal-1.sqlite3" in names  # an event is left in it
-    assert not any(name.startswith("journal-2") for name in names)
+    assert "journal-1" in names  # an event is left in it
+    assert "journal-2" not in names
     (again,) = Journal.abandoned(directory)
     again.delete([sequence for sequence, _ in again.read(10)])
     again.close(remove=True)
-    assert not list(directory.glob("journal-1.sqlite3*"))
+    assert not (directory / "journal-1").exists()
     with closing(Journal.open(directory, max_bytes=LARGE)) as new:
         append(new, b"new")
-        assert new._path.name == "journal-1.sqlite3"
+        assert new.path.name == "journal-1"
 
 
 def test_abandoned_journal_that_another_process_removed_is_passed_over(
     directory, monkeypatch
 ):
     other = Journal.open(directory, max_bytes=LARGE)
-    path = other._path
+    path = other.path
     other.close(remove=True)
     assert not path.exists()
     # As if the file went away between the look and the lock.
@@ -283,19 +287,6 @@ def test_abandoned_journal_that_another_process_removed_is_passed_over(
     assert not path.exists()
 
 
-def test_damaged_file_is_kept_and_a_new_one_made(directory, caplog):
-    directory.mkdir()
-    (directory / "journal-0.sqlite3").write_bytes(b"not a database" * 1000)
-    with caplog.at_level(logging.ERROR):
-        journal = Journal.open(directory, max_bytes=LARGE)
-    with closing(journal):
-        append(journal, b"a")
-        assert payloads_of(journal) == [b"a"]
-    (kept,) = directory.glob("journal-0.sqlite3.damaged-*")
-    assert kept.read_bytes().startswith(b"not a database")
-    assert str(kept) in caplog.text
-
-
 def test_unusable_directory_is_told(tmp_path):
     file = tmp_path / "file"
     file.touch()
@@ -303,33 +294,10 @@ def test_unusable_directory_is_told(tmp_path):
         Journal.open(file / "journal", max_bytes=LARGE)
 
 
-def test_space_is_given_back_after_a_burst(journal, directory):
-    path = directory / "journal-0.sqlite3"
-    for _ in range(20):
-        append(journal, *[bytes(2000)] * 2500)
-    assert path.stat().st_size > 90 << 20
-    while entries := journal.read(2500):
-        journal.delete([sequence for sequence, _ in entries])
-    for _ in range(10):
-        append(journal, b"x")
-        journal.delete([journal.read(1)[0][0]])
-    journal.close()
-    assert path.stat().st_size < 25 << 20
-    assert not directory.joinpath("journal-0.sqlite3-wal").exists()
-
-
-def test_steady_traffic_reuses_its_space(journal, directory):
-    for _ in range(100):
-        append(journal, *[bytes(1000)] * 1000)
-        journal.delete([sequence for sequence, _ in journal.read(1000)])
-    sizes = [path.stat().st_size for path in directory.glob("journal-0.sqlite3*")]
-    assert sum(sizes) < 32 << 20  # of 100 MB that went through
-
-
 FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
-from experiment_service import journal_file
+
 from experiment_service.errors import Unavailable
 from experiment_service.journal import Journal
 
@@ -342,9 +310,10 @@ failed = [journal.append([bytes(1 << 21)]) for _ in range(5)]
 for future in failed:
     error = future.exception(50)
     assert isinstance(error, Unavailable), error
-    assert "journal-0.sqlite3 can't be used" in error.message, error.message
+    assert "journal-0 can't be used" in error.message, error.message
 assert journal.depth == 1 and journal.pending_bytes == 6
 resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+assert len(list(Path(sys.argv[1]).glob("journal-0/*.log"))) == 1
 journal.append([bytes(1 << 21), b"after"]).result(50)
 assert [len(payload) for _, payload in journal.read(10)] == [6, 1 << 21, 5]
 journal.delete([sequence for sequence, _ in journal.read(10)])
@@ -369,18 +338,6 @@ def test_full_disk_fails_appends_until_there_is_space(directory):
     assert out == "recovered\n", err
     assert err.count("journal can't be written") == 1
     assert err.count("journal is written again") == 1
-
-
-def test_last_room_of_a_disk_is_left_for_deleting(journal, monkeypatch):
-    append(journal, b"a")
-    monkeypatch.setattr(journal_file, "_ROOM_BYTES", 1 << 60)
-    with pytest.raises(Unavailable, match=r"has \d+ MiB left.*; free some space"):
-        append(journal, b"b")
-    assert (journal.depth, journal.pending_bytes) == (1, 1)
-    journal.delete([sequence for sequence, _ in journal.read(10)])
-    monkeypatch.undo()
-    append(journal, b"c")
-    assert payloads_of(journal) == [b"c"]
 
 
 APPENDER = """
@@ -461,7 +418,7 @@ def test_slot_is_free_as_soon_as_its_process_is_dead(directory):
     os.kill(child.pid, signal.SIGKILL)
     child.communicate(timeout=10)
     with closing(Journal.open(directory, max_bytes=LARGE)) as journal:
-        assert journal._path.name == "journal-0.sqlite3"
+        assert journal.path.name == "journal-0"
         assert payloads_of(journal) == [b"a"]
 
 
@@ -476,7 +433,6 @@ def test_another_process_moves_the_events_of_a_living_one(directory):
                 mine.append([b"abc"])
             moved.delete([moved.read(1)[0][0]])
             assert (mine.depth, mine.pending_bytes, moved.depth) == (1, 4, 1)
-            mine._caught_up_at = 0.0  # as after a while
             append(mine, b"abc")
             assert payloads_of(moved) == [b"5678", b"abc"]
             assert not moved.claim()
@@ -504,69 +460,363 @@ def test_journal_of_a_dead_process_is_left_to_the_one_that_moves_it(directory):
     moved.delete([sequence for sequence, _ in moved.read(10)])
     assert moved.claim()
     moved.close(remove=True)
-    assert not list(directory.glob("journal-0.sqlite3*"))
+    assert not (directory / "journal-0").exists()
 
 
-def test_log_of_a_shared_journal_stays_short(directory):
-    log = directory / "journal-0.sqlite3-wal"
-    with closing(Journal.open(directory, max_bytes=LARGE, shared=True)) as mine:
-        append(mine, b"first")
+def size_of(journal):
+    return sum(path.stat().st_size for path in journal.path.iterdir())
+
+
+def move_all(journal, limit=2500):
+    moved = []
+    while entries := journal.read(limit):
+        moved += [payload for _, payload in entries]
+        journal.delete([sequence for sequence, _ in entries])
+    return moved
+
+
+def test_space_is_given_back_after_a_burst(journal):
+    for _ in range(20):
+        append(journal, *[bytes(2000)] * 2500)
+    assert size_of(journal) > 95 << 20
+    assert len(move_all(journal)) == 50_000
+    # The one that is written to, and two that will be again.
+    assert size_of(journal) < 3 * (22 << 20)
+
+
+def test_steady_traffic_writes_over_its_segments(journal, monkeypatch):
+    made = set()
+    begin = GroupWriter._begin
+
+    def note(self, *args):
+        begin(self, *args)
+        made.update(path.stat().st_ino for path in journal.path.glob("*.log"))
+
+    monkeypatch.setattr(GroupWriter, "_begin", note)
+    for number in range(100):
+        sent = [b"%d-%d" % (number, each) + bytes(1000) for each in range(1000)]
+        append(journal, *sent)
+        assert move_all(journal, 1000) == sent
+    assert len(made) <= 3  # for 100 MB that went through
+
+
+@pytest.fixture
+def small_segments(monkeypatch):
+    monkeypatch.setattr(groups, "SEGMENT_BYTES", 500)
+
+
+class Model:
+    """What a journal must hold, beside one whose segments are short."""
+
+    def __init__(self, directory):
+        self.directory = directory
+        self.journal = Journal.open(directory, max_bytes=LARGE)
+        self.waiting, self.number = [], 0
+
+    def append(self, rng):
+        payloads = []
+        for _ in range(rng.integers(1, 8)):
+            payloads.append(b"%d." % self.number + bytes(rng.integers(0, 90)))
+            self.number += 1
+        append(self.journal, *payloads)
+        self.waiting += payloads
+
+    def move(self, rng):
+        """Store two batches at a time, of which the first may fail."""
+        first = self.journal.read(rng.integers(1, 20))
+        if not first:
+            return
+        second = self.journal.read(rng.integers(1, 20), after=first[-1][0])
+        found = [payload for _, payload in first + second]
+        assert found == self.waiting[: len(found)]
+        kept = []
+        for batch in (second, first):
+            if rng.random() < 0.8:
+                self.journal.delete([sequence for sequence, _ in batch])
+            else:
+                kept = [payload for _, payload in batch] + kept
+        self.waiting = kept + self.waiting[len(found) :]
+
+    def restart(self, rng):
+        """Begin again; what was forgotten behind one that waits comes once more."""
+        while self.journal.depth and rng.random() < 0.5:
+            self.move(rng)
+        if self.journal._mover.gone:
+            return
+        self.journal.close()
+        self.journal = Journal.open(self.directory, max_bytes=LARGE)
+
+    def check(self):
+        assert self.journal.depth == len(self.waiting)
+        assert self.journal.pending_bytes == sum(map(len, self.waiting))
+
+
+@pytest.mark.usefixtures("small_segments")
+@pytest.mark.parametrize("seed", range(8))
+def test_whatever_is_done_nothing_is_lost_or_doubled(directory, seed):
+    rng = np.random.default_rng(seed)
+    model = Model(directory)
+    for _ in range(400):
+        rng.choice([model.append, model.move, model.restart], p=[0.5, 0.45, 0.05])(rng)
+        model.check()
+    assert payloads_of(model.journal) == model.waiting
+    assert len(list(model.journal.path.glob("*.log"))) < 400
+    model.journal.close()
+
+
+def segments_of(directory):
+    return sorted((directory / "journal-0").glob("*.log"))
+
+
+def written(directory, *, groups_of=3, times=3):
+    """Write groups and close; return the payloads of each."""
+    sent = []
+    with closing(Journal.open(directory, max_bytes=LARGE)) as journal:
+        for number in range(times):
+            group = [b"%d.%d" % (number, each) for each in range(groups_of)]
+            append(journal, *group)
+            sent.append(group)
+    return sent
+
+
+def test_group_that_was_cut_off_was_never_accepted(directory, caplog):
+    sent = written(directory)
+    (segment,) = segments_of(directory)
+    content = segment.read_bytes()
+    ends = directory / "journal-0/ends"
+    ends.unlink()  # or it says how much was written
+    lengths = set()
+    for size in range(len(content)):
+        segment.write_bytes(content[:size])
+        with closing(Journal.open(directory, max_bytes=LARGE)) as journal:
+            found = payloads_of(journal)
+            assert journal.depth == len(found)
+        assert found == [each for group in sent[: len(found) // 3] for each in group]
+        lengths.add(len(found))
+        ends.unlink()
+    assert lengths == {0, 3, 6}
+    assert "damaged" not in caplog.text
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("spoiled", [0, 1, 2])
+def test_damage_is_told_and_takes_only_its_own_group(directory, caplog, spoiled, known):
+    sent = written(directory)
+    (segment,) = segments_of(directory)
+    content = bytearray(segment.read_bytes())
+    content[content.index(b"%d.1" % spoiled)] ^= 1
+    segment.write_bytes(content)
+    if not known:
+        (directory / "journal-0/ends").unlink()
+    with closing(Journal.open(directory, max_bytes=LARGE)) as journal:
+        append(journal, b"new")
+        left = [each for n, group in enumerate(sent) if n != spoiled for each in group]
+        if known or spoiled < 2:
+            assert "journal is damaged path=" in caplog.text
+            assert f"{segment} offset=" in caplog.text
+            assert "lost=3" in caplog.text
+        else:
+            assert "damaged" not in caplog.text  # as if it was cut off
+        assert move_all(journal) == [*left, b"new"]
+        append(journal, b"more")
+        assert move_all(journal) == [b"more"]
+        kept = list((directory / "journal-0").glob("*.damaged"))
+        assert [path.read_bytes() for path in kept] == (
+            [content] if known or spoiled < 2 else []
+        )
+    with closing(Journal.open(directory, max_bytes=LARGE)) as journal:
+        assert (journal.depth, payloads_of(journal)) == (0, [])
+
+
+@pytest.mark.usefixtures("small_segments")
+def test_damaged_head_of_a_segment_costs_nothing(directory):
+    sent = written(directory, groups_of=8, times=30)
+    for segment in segments_of(directory)[1:]:
+        content = bytearray(segment.read_bytes())
+        content[0] ^= 1
+        segment.write_bytes(content)
+    with closing(Journal.open(directory, max_bytes=LARGE)) as journal:
+        assert payloads_of(journal) == [each for group in sent for each in group]
+
+
+@pytest.mark.usefixtures("small_segments")
+def test_memory_of_what_was_moved_may_be_lost(directory):
+    """As after a crash of the machine: what was moved since comes once more."""
+    with closing(Journal.open(directory, max_bytes=LARGE)) as journal:
+        for number in range(40):
+            append(journal, b"%d" % number + bytes(90))
+        journal.delete([sequence for sequence, _ in journal.read(10)])
+        before = (journal.path / "ends").read_bytes()
+        journal.delete([sequence for sequence, _ in journal.read(20)])
+    contents = (before, b"", bytes(4096), os.urandom(4096))
+    for last, content in enumerate(contents, 40):
+        (directory / "journal-0/ends").write_bytes(content)
+        with closing(Journal.open(directory, max_bytes=LARGE)) as journal:
+            found = [int(each.rstrip(bytes(1))) for each in payloads_of(journal)]
+            assert found == list(range(found[0], last))
+            assert found[0] <= 30
+            assert journal.depth == len(found)
+            append(journal, b"%d" % last)
+            assert payloads_of(journal)[-1] == b"%d" % last
+            journal.delete([journal.read(100)[-1][0]])
+
+
+def test_numbers_of_what_was_moved_are_never_used_again(directory):
+    """A group that a crash took back was moved already, though nobody was told of it."""
+    written(directory, times=1)
+    (segment,) = segments_of(directory)
+    before = segment.read_bytes()
+    with closing(Journal.open(directory, max_bytes=LARGE)) as journal:
+        append(journal, b"taken back")
+        assert len(move_all(journal)) == 4
+    for path in segments_of(directory)[1:]:
+        path.unlink()
+    segment.write_bytes(before)
+    with closing(Journal.open(directory, max_bytes=LARGE)) as journal:
+        append(journal, b"new")
+        assert move_all(journal) == [b"new"]
+
+
+class Disk:
+    """A disk that fails at times, before or after it has written."""
+
+    def __init__(self, monkeypatch):
+        self.rng = np.random.default_rng(11)
+        self.pwrite, self.failed = os.pwrite, 0
+        monkeypatch.setattr(groups.os, "pwrite", self)
+
+    def __call__(self, file, content, offset):
+        chance = self.rng.random()
+        if chance < 0.15:
+            self.failed += 1
+            part = (0, len(content) // 2, len(content))[self.rng.integers(3)]
+            self.pwrite(file, content[:part], offset)
+            raise OSError(errno.EIO, "the disk fails")
+        part = len(content) // 2 if chance < 0.3 and len(content) > 1 else len(content)
+        return self.pwrite(file, content[:part], offset)
+
+
+@pytest.mark.usefixtures("small_segments")
+def test_failing_disk_costs_only_what_was_refused(directory, monkeypatch, caplog):
+    with closing(Journal.open(directory, max_bytes=LARGE)) as journal:
+        disk = Disk(monkeypatch)
+        accepted, refused, moved = [], [], []
+        for number in range(500):
+            payload = b"%d" % number + bytes(60)
+            try:
+                append(journal, payload)
+                accepted.append(payload)
+            except Unavailable:
+                refused.append(payload)
+            if number % 3 == 0:
+                entries = journal.read(5)
+                moved += [payload for _, payload in entries]
+                journal.delete([sequence for sequence, _ in entries])
+        moved += move_all(journal)
+        assert disk.failed > 50
+        assert len(moved) == len(set(moved))
+        assert set(accepted) <= set(moved)
+        assert set(moved) - set(accepted) <= set(refused)
+        assert moved == sorted(moved, key=lambda each: int(each.rstrip(bytes(1))))
+        assert "damaged" not in caplog.text
+        assert len(list(journal.path.glob("*.log"))) <= 4
+
+
+def test_mover_follows_a_process_that_begins_again(directory):
+    """The slot's next owner writes on where a group may have been cut off."""
+    first = Journal.open(directory, max_bytes=LARGE, shared=True)
+    append(first, b"a")
+    (moved,) = Journal.living(directory)
+    with closing(moved):
+        assert payloads_of(moved) == [b"a"]
+        (segment,) = segments_of(directory)
+        first.close()
+        with segment.open("ab") as file:
+            file.write(b"ESJg cut off")
+        assert moved.read(10, after=1) == []
+        with closing(Journal.open(directory, max_bytes=LARGE, shared=True)) as second:
+            assert (second.path, second.depth) == (first.path, 1)
+            append(second, b"b", b"c")
+            assert move_all(moved) == [b"a", b"b", b"c"]
+            assert (second.depth, second.pending_bytes) == (0, 0)
+
+
+def test_journal_that_is_just_being_made_is_left_alone(directory):
+    with closing(Journal.open(directory, max_bytes=LARGE, shared=True)) as journal:
+        (journal.path / "ends").rename(journal.path / "later")
+        assert list(Journal.living(directory)) == []
+        (journal.path / "later").rename(journal.path / "ends")
         (moved,) = Journal.living(directory)
-        with closing(moved):
-            for _ in range(60):
-                append(mine, *[bytes(1000)] * 1000)
-                moved.delete([sequence for sequence, _ in moved.read(2000)])
-            assert moved.depth == mine.depth == 0
-        assert log.stat().st_size < 48 << 20  # of 60 MB that went through, twice
+        moved.close()
 
 
-def test_a_copied_log_is_written_over_and_cut_when_room_is_short(
-    directory, monkeypatch
-):
-    log = directory / "journal-0.sqlite3-wal"
-    with closing(Journal.open(directory, max_bytes=LARGE, shared=True)) as mine:
-        for _ in range(20):
-            append(mine, bytes(1_000_000))
-        (moved,) = Journal.living(directory)
-        with closing(moved):
-            assert len(moved.read(100)) == 9
-            long = log.stat().st_size
-            assert long > 16 << 20
-            append(mine, b"more")
-            # Not cut, and not longer.
-            assert log.stat().st_size == long
-            left = SimpleNamespace(f_bavail=17 << 20, f_frsize=1)
-            monkeypatch.setattr(os, "statvfs", lambda _: left)
-            with pytest.raises(Unavailable, match="has 17 MiB left, and it needs 35"):
-                append(mine, b"and more")
-            moved.read(1)
-            append(mine, b"and more")
+def test_other_files_are_no_journals(directory):
+    directory.mkdir()
+    (directory / "journal-0.sqlite3").write_bytes(b"of a former build")
+    (directory / "journal-x").mkdir()
+    with closing(Journal.open(directory, max_bytes=LARGE)) as journal:
+        (journal.path / "notes.log").touch()
+        append(journal, b"a")
+        assert payloads_of(journal) == [b"a"]
+    (found,) = Journal.abandoned(directory)
+    found.close()
 
 
-OPENED = """
-import sys
+def test_set_aside_survives_a_line_that_was_cut_off(directory):
+    with closing(Journal.open(directory, max_bytes=LARGE)) as journal:
+        append(journal, b"\xff not text", b"other")
+        journal.set_aside(journal.read(1)[0][0], "no text")
+        path = journal.path / "set-aside.jsonl"
+        with path.open("a") as file:
+            file.write('{"set_aside_at": "2026')
+        journal.set_aside(journal.read(1)[0][0], "no reason")
+        assert (journal.depth, journal.set_aside_count) == (0, 2)
+    with closing(Journal.open(directory, max_bytes=LARGE)) as journal:
+        assert (journal.depth, journal.set_aside_count) == (0, 2)
+        with closing(Journal.open(directory, max_bytes=LARGE)) as other:
+            assert journal.retry_set_aside(other) == 2
+            assert payloads_of(other) == [b"\xff not text", b"other"]
+        assert (journal.depth, journal.set_aside_count) == (0, 0)
+        assert not path.exists()
+
+
+WRITING = """
+import os, sys
 from pathlib import Path
-from experiment_service.journal import Journal
+from experiment_service.journal import Journal, groups
 
-opened = []
-sys.addaudithook(
-    lambda event, given: opened.append(str(given[0])) if event == "open" else None
-)
-directory = Path(sys.argv[1])
-mine = Journal.open(directory, max_bytes=1 << 30, shared=True)
-(moved,) = Journal.living(directory)
-mine.append([bytes(1 << 25)]).result()
-del opened[:]
-mine.append([b"a"]).result()
-moved.delete([sequence for sequence, _ in moved.read(10)])
-assert moved.depth == 1, moved.depth
-files = [path.name for path in directory.glob("*.sqlite3*")]
-assert len(files) == 3, files
-print([path for path in opened if "sqlite3" in path])
+groups.SEGMENT_BYTES = 20_000
+journal = Journal.open(Path(sys.argv[1]), max_bytes=1 << 30, shared=True)
+number = int(sys.argv[2])
+while True:
+    numbers = range(number, number + 1 + number % 9)
+    number += len(numbers)
+    journal.append([b"%d." % each + bytes(each % 500) for each in numbers]).result()
+    os.write(1, b"%d\\n" % number)
 """
 
 
-def test_no_file_of_sqlites_is_opened_beside_it(directory):
-    # Closing one gives up the locks of the process: two would write at once.
-    out, err = run_child(OPENED, directory).communicate(timeout=60)
-    assert out == "[]\n", err
+def test_mover_of_another_process_misses_nothing(directory):
+    """While that process is killed again and again, and goes on in its slot."""
+    moved, first, journal = [], 0, None
+    for target in (300, 1, 700, 40, 500):
+        with run_child(WRITING, directory, first) as child:
+            for _ in range(target):
+                accepted = int(child.stdout.readline())
+                if journal is None:
+                    (journal,) = Journal.living(directory)
+                entries = journal.read(100)
+                moved += [int(payload.partition(b".")[0]) for _, payload in entries]
+                journal.delete([sequence for sequence, _ in entries])
+            child.kill()
+            for line in child.stdout:
+                accepted = int(line) if line.endswith("\n") else accepted
+        first = accepted + 1000  # what was written and not told has numbers between
+        moved += [int(each.partition(b".")[0]) for each in move_all(journal)]
+        assert moved == sorted(set(moved))
+        assert moved[-1] >= accepted - 1
+        assert (journal.depth, journal.pending_bytes) == (0, 0)
+    assert journal.claim()
+    assert journal.depth == 0
+    journal.close(remove=True)
+    assert not journal.path.exists()

@@ -1,0 +1,462 @@
+"""The journal as the service sees it: appending, moving, and who does which."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+from typing import Self
+
+from experiment_service.errors import Unavailable
+from experiment_service.files import make_private_directory, sync_directory
+from experiment_service.journal.groups import (
+    GroupReader,
+    GroupWriter,
+    segment_numbers,
+)
+from experiment_service.journal.moving import Mover, moved_so_far
+from experiment_service.journal.slot import (
+    Appended,
+    Ends,
+    Locks,
+    SetAside,
+    claim_slot,
+    lock_owner,
+    remove_slot,
+    slot_path,
+    slot_paths,
+    translated,
+    unavailable,
+)
+
+log = logging.getLogger(__name__)
+
+# Least time from the beginning of a group to that of the next, while events come.
+_PACE_SECONDS = 0.0005
+
+
+class Journal:
+    """The journal of a process; safe to use from any of its threads.
+
+    `open` claims the one of this process, `abandoned` those of dead processes, and
+    `living` the moving of events out of those that other processes append to.
+
+    Attributes
+    ----------
+    directory : Path
+        Where the journals of all processes are.
+    path : Path
+        The folder of this one; no other living process appends to it.
+    arrived : threading.Event
+        Set when events have come; whoever waits for them clears it.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        locks: Locks,
+        *,
+        max_bytes: int,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.directory = path.parent
+        self.path = path
+        self.arrived = threading.Event()
+        self._locks = locks
+        self._max_bytes = max_bytes
+        self._clock = clock
+        self._ends = Ends(path, make=locks.owner is not None)
+        self._set_aside = SetAside(path)
+        if locks.owner is not None:
+            self._take_stock()
+        # Guards the mover; there is none where another process moves the events.
+        self._moves = threading.Lock()
+        self._mover = None if locks.mover is None else Mover(path, self._ends)
+        # Guards the queue; never held while the disk works.
+        self._changed = threading.Condition()
+        self._queue: list[tuple[Sequence[bytes], Future[None]]] = []
+        self._queued_bytes = 0
+        self._thread: threading.Thread | None = None
+        self._closed = threading.Event()
+        self._failing = False
+        if self.depth:
+            self.arrived.set()
+
+    @classmethod
+    def open(
+        cls,
+        directory: Path,
+        *,
+        max_bytes: int,
+        shared: bool = False,
+        clock: Callable[[], float] = time.time,
+    ) -> Self:
+        """Claim the first free slot of a directory, with what a dead process left in it.
+
+        Parameters
+        ----------
+        max_bytes : int
+            Payload that may be kept, across restarts too.
+        shared : bool
+            Whether another process moves the events; see `living`.
+        clock : callable
+            Seconds since 1970.
+
+        Raises
+        ------
+        Unavailable
+            When the directory can't be written, or its file system has no locks.
+        """
+        with translated(directory):
+            directory.mkdir(parents=True, exist_ok=True)
+            sync_directory(directory.parent)
+            for slot in count():
+                path = slot_path(directory, slot)
+                locks = claim_slot(path, owner=True, mover=not shared)
+                if locks is not None:
+                    with _released_on_failure(locks):
+                        make_private_directory(path)
+                        sync_directory(directory)
+                        return cls(path, locks, max_bytes=max_bytes, clock=clock)
+        raise AssertionError("unreachable")
+
+    @classmethod
+    def abandoned(cls, directory: Path) -> Iterator[Self]:
+        """Claim the journals of dead processes, one by one, to be read and closed.
+
+        Raises
+        ------
+        Unavailable
+            When one can't be opened.
+        """
+        for path in slot_paths(directory):
+            journal = cls._take_over(path, owner=True)
+            if journal is not None:
+                yield journal
+
+    @classmethod
+    def living(cls, directory: Path) -> Iterator[Self]:
+        """Claim the moving of events that other processes append, one by one.
+
+        Of journals that were opened as `shared`, unless a process moves them already.
+
+        Raises
+        ------
+        Unavailable
+            When one can't be opened.
+        """
+        for path in slot_paths(directory):
+            journal = cls._take_over(path, owner=False)
+            if journal is not None:
+                yield journal
+
+    @classmethod
+    def _take_over(cls, path: Path, *, owner: bool) -> Self | None:
+        with translated(path):
+            locks = claim_slot(path, owner=owner, mover=True)
+            if locks is None:
+                return None
+            if not Ends.are_in(path):
+                # Another process is making it, or has removed it.
+                locks.release()
+                return None
+            with _released_on_failure(locks):
+                return cls(path, locks, max_bytes=0)
+
+    def _take_stock(self) -> None:
+        """Count what waits, and go on behind it."""
+        moved = moved_so_far(self.path, self._ends)
+        before = self._ends.appended or Appended(0, 0, 0, 0)
+        reader = GroupReader(self.path, moved.place)
+        events = size = 0
+        while group := reader.read(complete=before.complete, ended=True):
+            passed = max(0, moved.sequence - group.place.sequence)
+            events += len(group.payloads[passed:])
+            size += sum(map(len, group.payloads[passed:]))
+        reader.close()
+        self._appended = Appended(
+            segment=max(
+                before.segment, moved.place.segment, *segment_numbers(self.path)
+            ),
+            complete=max(before.complete, moved.sequence, reader.place.sequence),
+            events=moved.events + events,
+            size=moved.size + size,
+        )
+        self._ends.appended = self._appended
+        self._writer = GroupWriter(
+            self.path,
+            segment=self._appended.segment,
+            sequence=self._appended.complete,
+        )
+
+    def claim(self) -> bool:
+        """Whether this journal is ours alone, by now: its process may have died.
+
+        Raises
+        ------
+        Unavailable
+            When its lock can't be used.
+        """
+        with self._moves, translated(self.path):
+            if self._locks.owner is None:
+                self._locks.owner = lock_owner(self.path)
+                if self._locks.owner is None:
+                    return False
+                self._take_stock()
+            return True
+
+    @property
+    def depth(self) -> int:
+        """Number of events that wait."""
+        return self._waiting()[0]
+
+    @property
+    def pending_bytes(self) -> int:
+        """Payload of the events that wait or are being written."""
+        return self._waiting()[1] + self._queued_bytes
+
+    def _waiting(self) -> tuple[int, int]:
+        """Return how many events wait, and their bytes."""
+        owned = self._locks.owner is not None
+        appended = self._appended if owned else self._ends.appended
+        moved = self._ends.moved
+        events, size = (appended.events, appended.size) if appended else (0, 0)
+        if moved is not None:
+            events, size = events - moved.events, size - moved.size
+        if self._mover is not None:
+            events, size = events - self._mover.gone, size - self._mover.gone_size
+        return max(0, events), max(0, size)
+
+    @property
+    def set_aside_count(self) -> int:
+        """Number of events that the database refused for good."""
+        return self._set_aside.count
+
+    @property
+    def oldest_age(self) -> float | None:
+        """Seconds for which the oldest event has waited, None when none waits."""
+        if not self.depth:
+            return None
+        reader = GroupReader(self.path, moved_so_far(self.path, self._ends).place)
+        try:
+            group = reader.read(complete=0)
+        except OSError:
+            return None  # the disk has failed, which is told elsewhere
+        finally:
+            reader.close()
+        return None if group is None else max(0.0, self._clock() - group.written_at)
+
+    def append(self, payloads: Sequence[bytes]) -> Future[None]:
+        """Hand over events; return a future that is done once they are safe on disk.
+
+        Never waits for the disk. The future fails with Unavailable when the disk does.
+
+        Raises
+        ------
+        Unavailable
+            When the journal is full or closed; nothing of this call is kept.
+        """
+        size = sum(map(len, payloads))
+        future: Future[None] = Future()
+        # Running: a caller that gives up can't cancel it for the others.
+        future.set_running_or_notify_cancel()
+        with self._changed:
+            self._check_open()
+            kept = self.pending_bytes + self._set_aside.size
+            if kept + size > self._max_bytes:
+                raise Unavailable(
+                    f"the journal is full: {kept} of {self._max_bytes} bytes are used "
+                    "by events that wait for the database; try again when it is back"
+                )
+            if self._thread is None:
+                thread = threading.Thread(
+                    target=self._write_until_closed, name="journal", daemon=True
+                )
+                thread.start()
+                self._thread = thread
+            self._queue.append((payloads, future))
+            self._queued_bytes += size
+            self._changed.notify()
+        return future
+
+    def _check_open(self) -> None:
+        if self._closed.is_set():
+            raise Unavailable("the journal is closed; this process is stopping")
+
+    def _write_until_closed(self) -> None:
+        while group := self._next_group():
+            begun = time.monotonic()
+            payloads = [payload for each, _ in group for payload in each]
+            size = sum(map(len, payloads))
+            failure = self._write(payloads, size)
+            busy = bool(self._queue)
+            for _, future in group:
+                if failure is None:
+                    future.set_result(None)
+                else:
+                    future.set_exception(failure)
+            if busy:
+                # A group costs as much whatever is in it: more may go into the next.
+                self._closed.wait(begun + _PACE_SECONDS - time.monotonic())
+
+    def _next_group(self) -> list[tuple[Sequence[bytes], Future[None]]]:
+        """Wait for appends and take all there are; none when the journal is closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._queue or self._closed.is_set())
+            group, self._queue = self._queue, []
+            return group
+
+    def _write(self, payloads: Sequence[bytes], size: int) -> Unavailable | None:
+        failure = self._write_group(payloads)
+        with self._changed:
+            self._queued_bytes -= size
+            written = (len(payloads), size) if failure is None else (0, 0)
+            self._appended = Appended(
+                segment=self._writer.segment,
+                complete=self._writer.complete,
+                events=self._appended.events + written[0],
+                size=self._appended.size + written[1],
+            )
+            self._ends.appended = self._appended
+        if failure is None:
+            if self._failing:
+                log.warning("journal is written again path=%s", self.path)
+            self.arrived.set()
+        elif not self._failing:
+            foreseen = isinstance(failure, OSError)
+            log.error(
+                "journal can't be written path=%s reason=%s",
+                self.path,
+                failure,
+                exc_info=None if foreseen else failure,
+            )
+        self._failing = failure is not None
+        return None if failure is None else unavailable(self.path, failure)
+
+    def _write_group(self, payloads: Sequence[bytes]) -> Exception | None:
+        if not payloads:
+            return None
+        moved = self._ends.moved
+        used = 0 if moved is None else moved.place.segment
+        try:
+            self._writer.write(self._clock(), payloads, used=used)
+        except Exception as error:  # the thread must live, and the callers must know
+            return error
+        return None
+
+    def read(self, limit: int, *, after: int = 0) -> list[tuple[int, bytes]]:
+        """Return the oldest events with their sequence numbers, at most some 8 MiB.
+
+        Of a journal whose events this process moves.
+
+        Parameters
+        ----------
+        limit : int
+            How many at most.
+        after : int
+            Only events with larger sequence numbers.
+
+        Raises
+        ------
+        Unavailable
+            When a file can't be read.
+        """
+        with self._moving() as mover:
+            return mover.read(limit, after)
+
+    def delete(self, sequences: Sequence[int]) -> None:
+        """Forget events that were read: the database has them.
+
+        Raises
+        ------
+        Unavailable
+            When a file that is not needed any more can't be removed.
+        """
+        with self._moving() as mover:
+            mover.forget(sequences)
+
+    def set_aside(self, sequence: int, reason: str) -> None:
+        """Keep an event that was read, and that the database refuses for good.
+
+        Raises
+        ------
+        Unavailable
+            When the file of such events can't be written; the event still waits.
+        """
+        with self._moving() as mover:
+            payload = mover.payload(sequence)
+            if payload is None:
+                return
+            with self._changed:
+                self._set_aside.add(payload, reason)
+            mover.forget([sequence])
+        log.error(
+            "event set aside path=%s sequence=%d reason=%s", self.path, sequence, reason
+        )
+
+    def retry_set_aside(self, taker: "Journal | None" = None) -> int:
+        """Let the events that were set aside wait again; return how many.
+
+        Parameters
+        ----------
+        taker : Journal, optional
+            Where they wait then, when not here: the journal that this process appends to.
+
+        Raises
+        ------
+        Unavailable
+            When they can't be read or written; they are still set aside then.
+        """
+        with self._moving():
+            payloads = self._set_aside.payloads()
+            if payloads:
+                (taker or self).append(payloads).result()
+                self._set_aside.clear()
+        return len(payloads)
+
+    @contextmanager
+    def _moving(self) -> Iterator[Mover]:
+        with self._moves, translated(self.path):
+            self._check_open()
+            if self._mover is None:
+                raise AssertionError("another process moves the events of this journal")
+            yield self._mover
+
+    def close(self, *, remove: bool = False) -> None:
+        """Write what was handed over, and free the slot.
+
+        Parameters
+        ----------
+        remove : bool
+            Remove the files too, if nothing is left in them.
+        """
+        with self._changed:
+            already = self._closed.is_set()
+            self._closed.set()
+            self._changed.notify_all()
+        if already:
+            return
+        if self._thread is not None:
+            self._thread.join()
+        with self._moves:
+            empty = not self.depth and not self._set_aside.count
+            if self._locks.owner is not None:
+                self._writer.close()
+            if self._mover is not None:
+                self._mover.close()
+            self._ends.close()
+            if remove and empty:
+                remove_slot(self.path)
+            self._locks.release()
+
+
+@contextmanager
+def _released_on_failure(locks: Locks) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        locks.release()
+        raise
