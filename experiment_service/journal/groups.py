@@ -27,8 +27,9 @@ SEGMENT_BYTES = 16 << 20
 SPARES = 2
 
 # Mark, number, number of its first event, and the number before which all events are in
-# former segments.
-_SEGMENT = struct.Struct("<4sIQQ")
+# former segments; a checksum of these.
+_SEGMENT_FACTS = struct.Struct("<4sIQQ")
+_SEGMENT_BYTES = _SEGMENT_FACTS.size + 4
 _SEGMENT_MARK = b"ESJ1"
 # Mark and checksum; bytes of the rest, events, number of the first one, seconds since
 # 1970. The lengths of the events follow, and the events.
@@ -98,23 +99,39 @@ def first_place(folder: Path) -> Place:
     """Return where the oldest segment begins; where the first will, if there is none."""
     for number in segment_numbers(folder):
         head = _read_head(folder, number)
-        if head is not None:
-            return Place(number, _SEGMENT.size, head[0])
+        if head is not None and not head.damaged:
+            return Place(number, _SEGMENT_BYTES, head.sequence)
     return Place(0, 0, 1)
 
 
-def _read_head(folder: Path, number: int) -> tuple[int, int] | None:
-    """Return a segment's first number and the one before which all is in former ones."""
+@dataclass(frozen=True, slots=True)
+class _Head:
+    """How a segment begins; of a damaged one that is not known."""
+
+    sequence: int = 0
+    before: int = 0
+    damaged: bool = False
+
+
+def _write_head(number: int, sequence: int, before: int) -> bytes:
+    facts = _SEGMENT_FACTS.pack(_SEGMENT_MARK, number, sequence, before)
+    return facts + zlib.crc32(facts).to_bytes(4, "little")
+
+
+def _read_head(folder: Path, number: int) -> _Head | None:
+    """Return how a segment begins, None when it does not yet."""
     try:
         with segment_path(folder, number).open("rb", buffering=0) as file:
-            content = file.read(_SEGMENT.size)
+            content = file.read(_SEGMENT_BYTES)
     except FileNotFoundError:
         return None
-    if len(content) < _SEGMENT.size:
+    if len(content) < _SEGMENT_BYTES:
         return None
-    mark, own, sequence, complete = _SEGMENT.unpack(content)
+    _, own, sequence, before = _SEGMENT_FACTS.unpack_from(content)
+    if content != _write_head(own, sequence, before):
+        return _Head(damaged=True)
     # One with another number was used before, and is about to be written over.
-    return (sequence, complete) if (mark, own) == (_SEGMENT_MARK, number) else None
+    return _Head(sequence, before) if own == number else None
 
 
 def _encode(sequence: int, now: float, payloads: Sequence[bytes]) -> bytes:
@@ -195,17 +212,17 @@ class GroupWriter:
             with suppress(FileNotFoundError):
                 segment_path(self._folder, number).rename(path)
                 break
-        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_DSYNC, OWNER_ONLY)
-        head = _SEGMENT.pack(_SEGMENT_MARK, self.segment, first, self.complete)
+        content = _write_head(self.segment, first, self.complete) + group
         try:
-            _write_all(file, head + group, 0)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_DSYNC
+            self._file = os.open(path, flags, OWNER_ONLY)
+            _write_all(self._file, content, 0)
             sync_directory(self._folder)
         except BaseException:
-            os.close(file)
             with suppress(OSError):
                 path.unlink()
             raise
-        self._file, self._offset = file, len(head) + len(group)
+        self._offset = len(content)
 
     def close(self) -> None:
         """Close the file."""
@@ -271,42 +288,43 @@ class GroupReader:
                 self.place = group.end
                 return group
             if not self._go_on(complete, ended=ended):
+                self._window = b""
                 return None
 
     def _go_on(self, complete: int, *, ended: bool) -> bool:
         """Go to where the next group may be; False when there is no such place yet."""
-        following = self._following(complete)
-        bound = complete if following is None else following[1]
-        if self.place.sequence < bound or (ended and following is None):
+        following, bound = self._following(complete)
+        is_short = self.place.sequence < bound
+        if is_short or (ended and following is None):
             later = self._later_group()
-            if later is not None or self.place.sequence < bound:
+            if later is not None or is_short:
                 self._tell_damage(bound if later is None else later.sequence)
             if later is not None:
                 self.place = later
                 return True
         if following is not None:
-            self.place = following[0]
+            self.place = following
             return True
-        if self.place.sequence < bound:
+        if is_short:
             self.place = Place(self.place.segment, self.place.offset, bound)
         return False
 
-    def _following(self, complete: int) -> tuple[Place, int] | None:
-        """Return where the next segment begins, and what it says is before it."""
+    def _following(self, complete: int) -> tuple[Place | None, int]:
+        """Return where the next segment begins, and the number before which all is here."""
         numbers = segment_numbers(self._folder)
-        later = [number for number in numbers if number > self.place.segment]
-        for number in later:
+        numbers = [number for number in numbers if number > self.place.segment]
+        for number in numbers:
             head = _read_head(self._folder, number)
-            if head is not None:
-                sequence, before = head
-                return Place(number, _SEGMENT.size, sequence), before
-            if number < later[-1] or self.place.sequence < complete:
-                # Not about to be written: its beginning is damaged.
+            if head is None:
+                continue
+            if not head.damaged:
+                return Place(number, _SEGMENT_BYTES, head.sequence), head.before
+            # The last one may be about to be written.
+            if number < numbers[-1] or self.place.sequence < complete:
                 self.damaged.add(number)
-                return Place(
-                    number, _SEGMENT.size, self.place.sequence
-                ), self.place.sequence
-        return None
+                here = self.place.sequence
+                return Place(number, _SEGMENT_BYTES, here), here
+        return None, complete
 
     def _later_group(self) -> Place | None:
         """Find the next good group of this segment, beyond one that is not."""
@@ -324,6 +342,8 @@ class GroupReader:
         return None
 
     def _tell_damage(self, until: int) -> None:
+        if until == self.place.sequence:
+            return  # it was written just now
         self.damaged.add(self.place.segment)
         log.error(
             "journal is damaged path=%s offset=%d lost=%d",

@@ -820,3 +820,25 @@ def test_mover_of_another_process_misses_nothing(directory):
     assert journal.depth == 0
     journal.close(remove=True)
     assert not journal.path.exists()
+
+
+@pytest.mark.usefixtures("small_segments")
+@pytest.mark.parametrize("left", ["its old head", "half a head", "nothing"])
+def test_segment_that_was_never_begun_holds_nothing(directory, left, caplog):
+    """A process was killed after it had named a segment, and before it wrote to it."""
+    with closing(Journal.open(directory, max_bytes=LARGE)) as journal:
+        for number in range(60):
+            append(journal, b"%d" % number + bytes(90))
+        for _ in range(5):
+            journal.delete([sequence for sequence, _ in journal.read(10)])
+    oldest, *_, last = segments_of(directory)
+    begun = last.with_name(f"{int(last.stem) + 1:010d}.log")
+    oldest.rename(begun)
+    if left != "its old head":
+        os.truncate(begun, 10 if left == "half a head" else 0)
+    with closing(Journal.open(directory, max_bytes=LARGE)) as journal:
+        append(journal, b"60")
+        found = [int(each.rstrip(bytes(1))) for each in move_all(journal)]
+        assert found == list(range(50, 61))
+        assert not list(journal.path.glob("*.damaged"))
+    assert "damaged" not in caplog.text
