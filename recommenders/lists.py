@@ -45,6 +45,8 @@ class PublishedLists:
     ----------
     name, version : str, int
         Of the model.
+    label : str
+        Both, such as ``als/3``.
     depth : int
         Longest list.
     units, items : int
@@ -63,6 +65,7 @@ class PublishedLists:
     directory: Path
     name: str
     version: int
+    label: str
     depth: int
     units: int
     items: int
@@ -77,6 +80,9 @@ class PublishedLists:
     _item_hashes: _Numbers
     _item_ids: mmap.mmap
     _item_offsets: _Numbers
+    # Ids by row once one was needed: each is in many lists, and a text of its own takes
+    # far longer to make than to find. Some 60 bytes an item, 8 before it is needed.
+    _known_ids: list[str | None]
     _related: _Numbers | None
     _related_scores: _Numbers | None
     _names: tuple[mmap.mmap, _Numbers] | None
@@ -123,6 +129,7 @@ class PublishedLists:
             directory=directory,
             name=manifest["name"],
             version=manifest["version"],
+            label=f"{manifest['name']}/{manifest['version']}",
             depth=depth,
             units=units,
             items=items,
@@ -137,6 +144,7 @@ class PublishedLists:
             _item_hashes=_numbers(array("items.npy", np.uint64, items)),
             _item_ids=item_ids,
             _item_offsets=_numbers(offsets),
+            _known_ids=[None] * items,
             _related=_numbers(array("related.npy", np.int32, items, depth))
             if related
             else None,
@@ -234,12 +242,17 @@ class PublishedLists:
         if sums.size > limit:
             least = np.partition(sums, -limit)[-limit]
             candidates, sums = candidates[sums >= least], sums[sums >= least]
-        ids = _texts(candidates.tolist(), self._item_ids, self._item_offsets)
+        ids = self._ids(candidates.tolist())
         best = sorted(zip((-sums).tolist(), ids, strict=True))
         return [each for _, each in best[:limit]]
 
+    def _ids(self, rows: list[int]) -> list[str]:
+        known = self._known_ids
+        return [known[row] or self._item_id(row) for row in rows if row >= 0]
+
     def _item_id(self, row: int) -> str:
         (text,) = _texts([row], self._item_ids, self._item_offsets)
+        self._known_ids[row] = text
         return text
 
     def name_of(self, item_id: str) -> str:
@@ -317,9 +330,8 @@ class PublishedLists:
         if row is None:
             return None
         start = row * self.depth
-        length = self.depth if limit is None else min(limit, self.depth)
-        rows = lists[start : start + length].tolist()
-        return _texts(rows, self._item_ids, self._item_offsets)
+        end = start + (self.depth if limit is None else min(limit, self.depth))
+        return self._ids(lists[start:end].tolist())
 
     def verify(self) -> None:
         """Read every byte and compare with the manifest; about 1 s per GB.
