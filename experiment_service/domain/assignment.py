@@ -22,6 +22,9 @@ from experiment_service.domain.experiment import (
 
 _SEPARATOR = "\x1f"
 
+# Of the 256 bits of a hash; a float holds 53.
+_BITS_UNUSED = 256 - 53
+
 
 class Step(StrEnum):
     """The step of assignment that decided."""
@@ -74,7 +77,7 @@ class Assignment:
 def uniform(salt: str, *parts: str) -> float:
     r"""Hash a salt and parts to a number in [0, 1).
 
-    The first 53 of the first 64 bits (big-endian) of SHA-256 of the UTF-8 text
+    The first 53 bits (big-endian) of SHA-256 of the UTF-8 text
     ``salt \x1f part \x1f part ...``, divided by 2**53.
     """
     return _uniform(_SEPARATOR.join((salt, *parts)))
@@ -82,7 +85,7 @@ def uniform(salt: str, *parts: str) -> float:
 
 def _uniform(text: str) -> float:
     digest = hashlib.sha256(text.encode()).digest()
-    return (int.from_bytes(digest[:8], "big") >> 11) / 2**53
+    return (int.from_bytes(digest, "big") >> _BITS_UNUSED) / 2**53
 
 
 def layer_segment(salt: str, unit_id: str) -> int:
@@ -117,7 +120,7 @@ def choose_variant(weights: Mapping[str, float], salt: str, unit_id: str) -> str
     the weighted form as in Schindelhauer and Schomaker 2005.
     """
     scores = []
-    prefix = _SEPARATOR.join((salt, unit_id, ""))
+    prefix = f"{salt}{_SEPARATOR}{unit_id}{_SEPARATOR}"
     for variant, weight in weights.items():
         if weight > 0:
             u = _uniform(prefix + variant)
@@ -146,20 +149,9 @@ def assign(
         epoch, its draw and its propensity.
     """
     declaration = experiment.declaration
-
-    def outside(step: Step, reason: str) -> Assignment:
-        return Assignment(
-            experiment=experiment.key,
-            variant=None,
-            propensity=None,
-            epoch=None,
-            step=step,
-            reason=reason,
-        )
-
     if unit_id in declaration.overrides:
         return Assignment(
-            experiment=experiment.key,
+            experiment=declaration.key,
             variant=declaration.overrides[unit_id],
             propensity=None,
             epoch=epoch.number,
@@ -171,7 +163,8 @@ def assign(
     if end - start < SEGMENTS:
         place = layer_segment(experiment.layer_salt, unit_id)
         if not start <= place < end:
-            return outside(
+            return _outside(
+                experiment,
                 Step.LAYER_SEGMENT,
                 f"segment {place} of layer {declaration.layer!r} is outside {start} to "
                 f"{end - 1}",
@@ -179,14 +172,16 @@ def assign(
     if declaration.traffic_share < 1:
         gate = uniform(experiment.traffic_salt, unit_id)
         if gate >= declaration.traffic_share:
-            return outside(
+            return _outside(
+                experiment,
                 Step.TRAFFIC_GATE,
                 f"gate value {gate:.6f} is not below the traffic share "
                 f"{declaration.traffic_share:g}",
             )
     for rule in declaration.targeting:
         if not rule.accepts(attributes):
-            return outside(
+            return _outside(
+                experiment,
                 Step.TARGETING,
                 f"attribute {rule.attribute!r} is {attributes.get(rule.attribute)!r}, "
                 f"not {rule.operator} {list(rule.values)}",
@@ -196,24 +191,44 @@ def assign(
     policy, segment = declaration.policy, None
     if policy is not None and policy.segment_by is not None:
         segment = policy.segment_by.of(attributes)
-    weights = drawn.weights_of(segment)
+    weights = drawn.weights if segment is None else drawn.weights_of(segment)
     variant = choose_variant(weights, salt, unit_id)
-    weight = weights[variant]
-    return Assignment(
-        experiment=experiment.key,
-        variant=variant,
-        propensity=weight,
-        epoch=drawn.number,
-        segment=segment,
-        step=Step.STICKY if first_epoch else Step.VARIANT,
-        reason=_drawn(weight, drawn.number, segment, kept=first_epoch is not None),
+    step = Step.STICKY if first_epoch else Step.VARIANT
+    return _drawn(
+        declaration.key, variant, weights[variant], drawn.number, segment, step
     )
 
 
-@lru_cache(maxsize=1024)
-def _drawn(weight: float, epoch: int, segment: str | None, *, kept: bool) -> str:
-    return (
-        f"drawn with weight {weight:g} in epoch {epoch}"
+def _outside(experiment: Experiment, step: Step, reason: str) -> Assignment:
+    return Assignment(
+        experiment=experiment.key,
+        variant=None,
+        propensity=None,
+        epoch=None,
+        step=step,
+        reason=reason,
+    )
+
+
+# All units that draw the same variant get the same answer. Typed: weights 1 and 1.0 are
+# written differently.
+@lru_cache(maxsize=4096, typed=True)
+def _drawn(
+    experiment: str,
+    variant: str,
+    weight: float,
+    epoch: int,
+    segment: str | None,
+    step: Step,
+) -> Assignment:
+    return Assignment(
+        experiment=experiment,
+        variant=variant,
+        propensity=weight,
+        epoch=epoch,
+        segment=segment,
+        step=step,
+        reason=f"drawn with weight {weight:g} in epoch {epoch}"
         + (f", segment {segment!r}" if segment is not None else "")
-        + (", the epoch of its first exposure" if kept else "")
+        + (", the epoch of its first exposure" if step is Step.STICKY else ""),
     )

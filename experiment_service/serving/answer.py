@@ -4,7 +4,7 @@ Functions of a snapshot and a request; the sticky store is read, never written.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from experiment_service.domain.assignment import Assignment, assign
 from experiment_service.domain.event import AttributeValue
@@ -15,8 +15,8 @@ from experiment_service.serving.sticky import StickyStore
 FALLBACK_MODEL = "popularity"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Decision:
+# Each request makes one of both below: as tuples they take half as long.
+class Decision(NamedTuple):
     """What a unit gets, before any item.
 
     Attributes
@@ -46,8 +46,7 @@ class Decision:
         return self.assignment.variant if self.assignment else None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Carousel:
+class Carousel(NamedTuple):
     """Items in order.
 
     Attributes
@@ -87,7 +86,6 @@ def decide(
     NotFound
         When there is no such placement.
     """
-    place = snapshot.configuration.placement(placement)
     candidates = snapshot.by_placement.get(placement, ())
     for served in candidates:
         if unit_id in served.experiment.declaration.overrides:
@@ -97,6 +95,7 @@ def decide(
         assignment = _assign(served, sticky, unit_id, attributes)
         if assignment.variant is not None:
             return _admitted(served, assignment, assignment.variant)
+    place = snapshot.configuration.placement(placement)
     return Decision(
         served=None,
         assignment=None,
@@ -148,11 +147,12 @@ def decide_experiment(
 def _admitted(
     served: ServedExperiment, assignment: Assignment, variant: str
 ) -> Decision:
+    treatment = served.variants[variant]
     return Decision(
         served=served,
         assignment=assignment,
-        recommender=served.variants[variant].recommender,
-        settings=served.variants[variant].settings,
+        recommender=treatment.recommender,
+        settings=treatment.settings,
         reason=assignment.reason,
     )
 
@@ -260,7 +260,7 @@ def _sources(
 def model_label(snapshot: Snapshot, recommender: str) -> str:
     """Return name and version of what serves a recommender; see `Carousel.model`."""
     lists = snapshot.lists.get(recommender) or snapshot.lists.get(FALLBACK_MODEL)
-    return recommender if lists is None else f"{lists.name}/{lists.version}"
+    return recommender if lists is None else lists.label
 
 
 def is_fallback(recommender: str, sources: Collection[str]) -> bool:
@@ -269,12 +269,10 @@ def is_fallback(recommender: str, sources: Collection[str]) -> bool:
     Its parts and re-ranking steps are its own. `FALLBACK_MODEL` says the same to all, so
     its default list is its own.
     """
+    others = set(sources) - {recommender}
+    if not others:
+        return not sources
     part, default = f"{recommender}:", f"{recommender}:default"
-    others = [
-        source
-        for source in set(sources)
-        if source != recommender and (not source.startswith(part) or source == default)
-    ]
-    if recommender == FALLBACK_MODEL and default in others:
-        others.remove(default)
-    return not sources or bool(others)
+    if recommender == FALLBACK_MODEL:
+        others.discard(default)
+    return any(not each.startswith(part) or each == default for each in others)
