@@ -7,10 +7,10 @@ stay usable while the database is away.
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from functools import lru_cache
 from http import HTTPStatus
+from typing import NamedTuple
 from urllib.parse import parse_qs
 
 from experiment_service.api.failures import Failure
@@ -58,6 +58,10 @@ _PREFLIGHT = {
 }
 
 
+_DAY_SECONDS = 86_400
+_FIRST_DAY = date(1970, 1, 1).toordinal()
+
+
 def permission_needed(method: str, path: str) -> Permission | None:
     """Return what a request needs; None when anybody may ask."""
     needed = _NEEDED.get((method, path))
@@ -70,8 +74,7 @@ def permission_needed(method: str, path: str) -> Permission | None:
     return Permission.READ if method in _LOOKING else Permission.CHANGE
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Caller:
+class Caller(NamedTuple):
     """Who asks, once let in.
 
     Attributes
@@ -93,8 +96,7 @@ class Caller:
 _NEIGHBOUR = Caller(actor="api")
 
 
-@dataclass(frozen=True, slots=True)
-class _Presented:
+class _Presented(NamedTuple):
     """What of a request's headers access depends on."""
 
     key: bytes | None
@@ -103,29 +105,25 @@ class _Presented:
 
 
 def _presented(headers: Headers, query: bytes) -> _Presented:
-    authorization = api_key = origin = host = None
-    for name, value in headers:
-        if name == b"authorization":
-            authorization = value
-        elif name == b"x-api-key":
-            api_key = value
-        elif name == b"origin":
-            origin = value.decode("latin-1")
-        elif name == b"host":
-            host = value.decode("latin-1")
-    key = api_key
+    last = dict(headers)  # of those that come twice, the last counts
+    host, origin = last.get(b"host"), last.get(b"origin")
+    key, authorization = last.get(b"x-api-key"), last.get(b"authorization")
     if key is None and authorization is not None:
         scheme, _, given = authorization.partition(b" ")
         key = given.strip() if scheme.lower() == b"bearer" else authorization
-    if key is None and b"key=" in query:
-        key = _key_of_query(query, origin)
-    return _Presented(key, origin, host)
+    if key is None and origin is not None and b"key=" in query:
+        key = _key_of_query(query)
+    return _Presented(
+        key,
+        None if origin is None else origin.decode("latin-1"),
+        None if host is None else host.decode("latin-1"),
+    )
 
 
-def _key_of_query(query: bytes, origin: str | None) -> bytes | None:
+def _key_of_query(query: bytes) -> bytes | None:
     """Read ``?key=`` of a page: `navigator.sendBeacon` can't send a header."""
     values = parse_qs(query).get(b"key")
-    return values[0] if values and origin is not None else None
+    return values[0] if values else None
 
 
 class Access:
@@ -158,7 +156,8 @@ class Access:
             None if refusals_per_second is None else AddressLimit(refusals_per_second)
         )
         self._buckets: dict[str, Bucket] = {}
-        self._used: dict[str, date] = {}
+        # Days since 1970 by key: a date would be made for each request.
+        self._used: dict[str, int] = {}
         self._unsaved: set[str] = set()
 
     @property
@@ -235,7 +234,7 @@ class Access:
         return bucket.take(key.per_second, now)
 
     def _note_use(self, key: ApiKey, now: float) -> None:
-        day = datetime.fromtimestamp(now, UTC).date()
+        day = int(now // _DAY_SECONDS)
         if self._used.get(key.id) != day:
             self._used[key.id] = day
             self._unsaved.add(key.id)
@@ -243,7 +242,10 @@ class Access:
     def take_used(self) -> dict[str, date]:
         """Return the days of use by key that are new since the last call."""
         unsaved, self._unsaved = self._unsaved, set()
-        return {key_id: self._used[key_id] for key_id in unsaved}
+        return {
+            key_id: date.fromordinal(_FIRST_DAY + self._used[key_id])
+            for key_id in unsaved
+        }
 
     def give_back(self, days: Mapping[str, date]) -> None:
         """Take back days of use that could not be stored."""
@@ -289,11 +291,9 @@ def answer_headers(origin: str) -> dict[str, str]:
     }
 
 
-def is_preflight(method: str, headers: Headers) -> bool:
-    """Whether a browser asks on behalf of a page."""
-    return method == "OPTIONS" and any(
-        name == b"access-control-request-method" for name, _ in headers
-    )
+def is_preflight(headers: Headers) -> bool:
+    """Whether a browser asks with OPTIONS on behalf of a page."""
+    return any(name == b"access-control-request-method" for name, _ in headers)
 
 
 def _find(keys: Mapping[str, ApiKey], written: bytes) -> ApiKey | Failure:

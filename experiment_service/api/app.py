@@ -10,6 +10,7 @@ import gc
 import logging
 import socket
 import sys
+from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
@@ -153,7 +154,7 @@ class ExperimentApi(FastAPI):
         self._settings = settings
         self.logs_flag_exposures = settings.ofrep_exposures == "single"
         self.failure: ExperimentServiceError | None = None
-        self.latency: dict[str, LatencyHistogram] = {}
+        self.latency: defaultdict[str, LatencyHistogram] = defaultdict(LatencyHistogram)
         for router in _ROUTERS:
             self.include_router(router)
         self._hot = {
@@ -201,7 +202,7 @@ class ExperimentApi(FastAPI):
     def _open_desk(self, loop: asyncio.AbstractEventLoop) -> None:
         keeper, loopback = self.services.keeper, self._settings.is_loopback
         self.access = Access(
-            lambda: keeper.configuration.keys,
+            lambda: keeper.snapshot.configuration.keys,
             loopback=loopback,
             refusals_per_second=self._settings.refusals_per_second,
         )
@@ -241,11 +242,10 @@ class ExperimentApi(FastAPI):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; whatever happens, in the one error shape."""
-        if scope["type"] == "lifespan":
-            await self._live(scope, receive, send)
-            return
         if scope["type"] != "http":
-            await super().__call__(scope, receive, send)
+            live = scope["type"] == "lifespan"
+            answer = self._live if live else super().__call__
+            await answer(scope, receive, send)
             return
         entry = self._enter(scope)
         if not isinstance(entry, Caller):
@@ -282,7 +282,7 @@ class ExperimentApi(FastAPI):
     def _enter(self, scope: Scope) -> Caller | Failure | Mapping[str, str]:
         """Decide who asks and whether they may; headers are the answer to a preflight."""
         method, path, headers = scope["method"], scope["path"], scope["headers"]
-        if is_preflight(method, headers):
+        if method == "OPTIONS" and is_preflight(headers):
             return self.access.preflight(headers, path, time())
         needed = permission_needed(method, path)
         if needed is None:
@@ -323,10 +323,7 @@ class ExperimentApi(FastAPI):
         method = scope["method"]
         name = f"{method} {path}"
         self.desk.tally.responses[name, status] += 1
-        histogram = self.latency.get(name)
-        if histogram is None:
-            histogram = self.latency[name] = LatencyHistogram()
-        histogram.add(seconds)
+        self.latency[name].add(seconds)
         if status in TURNED_AWAY:
             self._refusals.note(scope, path, status, time())
         if method not in _QUIET and path not in self._hot and path.startswith("/v1"):

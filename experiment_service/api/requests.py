@@ -47,6 +47,8 @@ class Exchange:
         Of the answer, known where there is an id; 0 before.
     """
 
+    __slots__ = ("_id", "_send", "send", "status")
+
     def __init__(self, scope: Scope, send: Send, *, make: bool) -> None:
         self.status = 0
         self._send = send
