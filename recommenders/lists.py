@@ -33,6 +33,10 @@ from recommenders.list_format import (
     read_manifest,
 )
 
+# How many ids a version keeps as texts, of some 60 bytes each beside 8 for every item. Rows
+# lie in the order of a hash: these are as often asked for as others.
+_KEPT_IDS = 250_000
+
 # A mapped array as plain numbers: one is read ten times faster than through NumPy.
 _Numbers = memoryview | NDArray[Any]
 
@@ -80,8 +84,7 @@ class PublishedLists:
     _item_hashes: _Numbers
     _item_ids: mmap.mmap
     _item_offsets: _Numbers
-    # Ids by row once one was needed: each is in many lists, and a text of its own takes
-    # far longer to make than to find. Some 60 bytes an item, 8 before it is needed.
+    # Ids by row, once needed: each is in many lists, and takes longer to make than to find.
     _known_ids: list[str | None]
     _related: _Numbers | None
     _related_scores: _Numbers | None
@@ -252,7 +255,8 @@ class PublishedLists:
 
     def _item_id(self, row: int) -> str:
         (text,) = _texts([row], self._item_ids, self._item_offsets)
-        self._known_ids[row] = text
+        if row < _KEPT_IDS:
+            self._known_ids[row] = text
         return text
 
     def name_of(self, item_id: str) -> str:

@@ -408,13 +408,18 @@ def _key(decision: Decision) -> str | None:
     return decision.served.experiment.key if decision.served else None
 
 
+_OUTSIDE: Document = dict.fromkeys(("experiment", "variant", "epoch", "propensity"))
+
+
 def _assignment(decision: Decision) -> Document:
     assignment = decision.assignment
+    if assignment is None or decision.served is None:
+        return _OUTSIDE
     return {
-        "experiment": _key(decision),
-        "variant": assignment.variant if assignment else None,
-        "epoch": assignment.epoch if assignment else None,
-        "propensity": assignment.propensity if assignment else None,
+        "experiment": assignment.experiment,
+        "variant": assignment.variant,
+        "epoch": assignment.epoch,
+        "propensity": assignment.propensity,
     }
 
 

@@ -195,7 +195,12 @@ def assign(
     variant = choose_variant(weights, salt, unit_id)
     step = Step.STICKY if first_epoch else Step.VARIANT
     return _drawn(
-        declaration.key, variant, weights[variant], drawn.number, segment, step
+        declaration.key,
+        variant,
+        weights[variant],
+        drawn.number,
+        segment=segment,
+        step=step,
     )
 
 
@@ -218,6 +223,7 @@ def _drawn(
     variant: str,
     weight: float,
     epoch: int,
+    *,
     segment: str | None,
     step: Step,
 ) -> Assignment:

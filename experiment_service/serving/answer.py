@@ -203,7 +203,7 @@ def fill_carousel(
             recent_item_ids = ()
         taken.update(recent_item_ids)
     found: dict[str, str] = {}  # the source of each item, best item first
-    for source, candidates in _sources(
+    for more in _sources(
         snapshot,
         recommender,
         unit_id,
@@ -212,10 +212,6 @@ def fill_carousel(
         # Of so many, even if all that are taken are among them, k are new.
         limit=k + len(taken),
     ):
-        if isinstance(source, str):
-            more = dict.fromkeys(candidates, source)
-        else:
-            more = dict(zip(candidates, source, strict=True))
         for item in taken:
             more.pop(item, None)
         # What was found before keeps its place and its source.
@@ -239,22 +235,26 @@ def _sources(
     recent_item_ids: Sequence[str],
     *,
     limit: int,
-) -> Iterator[tuple[str | Sequence[str], Sequence[str]]]:
-    """Yield candidates, with the source of all of them or of each."""
+) -> Iterator[dict[str, str]]:
+    """Yield candidates, best first, each with its source."""
     own = snapshot.lists.get(recommender)
     if own is not None:
         if item_id is not None:
-            yield f"{recommender}:related", own.related(item_id, limit) or ()
+            related = own.related(item_id, limit) or ()
+            yield dict.fromkeys(related, f"{recommender}:related")
         if recent_item_ids:
-            yield f"{recommender}:session", own.for_session(recent_item_ids, limit)
+            together = own.for_session(recent_item_ids, limit)
+            yield dict.fromkeys(together, f"{recommender}:session")
         if own.labels:
             items, labels = own.for_unit_labelled(unit_id, limit) or ((), ())
-            yield [f"{recommender}:{e}" if e else recommender for e in labels], items
+            sources = [f"{recommender}:{e}" if e else recommender for e in labels]
+            yield dict(zip(items, sources, strict=True))
         else:
-            yield recommender, own.for_unit(unit_id, limit) or ()
-        yield f"{recommender}:default", own.default
+            yield dict.fromkeys(own.for_unit(unit_id, limit) or (), recommender)
+        yield dict.fromkeys(own.default, f"{recommender}:default")
     if recommender != FALLBACK_MODEL and FALLBACK_MODEL in snapshot.lists:
-        yield f"{FALLBACK_MODEL}:default", snapshot.lists[FALLBACK_MODEL].default
+        default = snapshot.lists[FALLBACK_MODEL].default
+        yield dict.fromkeys(default, f"{FALLBACK_MODEL}:default")
 
 
 def model_label(snapshot: Snapshot, recommender: str) -> str:

@@ -193,6 +193,12 @@ def test_propensity_is_the_weight_in_force():
         assert assignment.step is Step.VARIANT
 
 
+@pytest.mark.parametrize("weight", [1, 1.0])
+def test_a_weight_is_told_as_it_is_written(weight):
+    experiment, epoch = make_experiment(weights={"control": weight, "treatment": 0})
+    assert repr(assign(experiment, epoch, "u", {}).propensity) == repr(weight)
+
+
 def test_override_comes_first_and_is_not_counted():
     experiment, epoch = make_experiment(
         overrides={"tester": "treatment"}, traffic_share=0, segments=[0, 1]

@@ -13,6 +13,7 @@ from experiment_service.api.access import (
     is_preflight,
     permission_needed,
 )
+from experiment_service.api.failures import Failure
 from experiment_service.domain.configuration import (
     Configuration,
     configuration_document,
@@ -182,6 +183,13 @@ def test_a_key_in_the_address_is_for_pages_only():
 
 def preflight(origin, method=b"POST"):
     return [(b"origin", origin), (b"access-control-request-method", method)]
+
+
+def test_of_a_header_that_comes_twice_the_last_counts():
+    local, remote = (b"host", b"localhost:8000"), (b"host", b"shop.example")
+    gate = access()
+    assert isinstance(gate.check([remote, local], Permission.READ, AT), Caller)
+    assert isinstance(gate.check([local, remote], Permission.READ, AT), Failure)
 
 
 def test_a_preflight_is_answered_for_pages_that_have_a_key():

@@ -59,6 +59,17 @@ def test_what_was_published_is_read_back(folder):
     lists.verify()
 
 
+def test_an_id_is_one_text_however_often_it_is_read(folder, monkeypatch):
+    lists = PublishedLists.open(folder)
+    (first, _), (again, _) = lists.for_unit("ada"), lists.for_unit("ada")
+    assert first is again
+    assert lists.related("çay")[1] is first
+    monkeypatch.setattr("recommenders.lists._KEPT_IDS", 0)  # as of a huge catalogue
+    unkept = PublishedLists.open(folder)
+    assert unkept.for_unit("ada") == unkept.for_unit("ada") == ["apple", "brød"]
+    assert unkept.for_unit("ada")[1] is not unkept.for_unit("ada")[1]
+
+
 def test_related_is_optional(tmp_path):
     publish(tmp_path / "1", related=None)
     assert PublishedLists.open(tmp_path / "1").related("apple") is None
