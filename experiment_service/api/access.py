@@ -96,15 +96,10 @@ class Caller(NamedTuple):
 _NEIGHBOUR = Caller(actor="api")
 
 
-class _Presented(NamedTuple):
-    """What of a request's headers access depends on."""
-
-    key: bytes | None
-    origin: str | None
-    host: str | None
-
-
-def _presented(headers: Headers, query: bytes) -> _Presented:
+def _presented(
+    headers: Headers, query: bytes
+) -> tuple[bytes | None, str | None, str | None]:
+    """Return the key, the origin and the host that a request names."""
     last = dict(headers)  # of those that come twice, the last counts
     host, origin = last.get(b"host"), last.get(b"origin")
     key, authorization = last.get(b"x-api-key"), last.get(b"authorization")
@@ -113,7 +108,7 @@ def _presented(headers: Headers, query: bytes) -> _Presented:
         key = given.strip() if scheme.lower() == b"bearer" else authorization
     if key is None and origin is not None and b"key=" in query:
         key = _key_of_query(query)
-    return _Presented(
+    return (
         key,
         None if origin is None else origin.decode("latin-1"),
         None if host is None else host.decode("latin-1"),
@@ -202,27 +197,27 @@ class Access:
     def _judge(
         self, headers: Headers, needed: Permission, now: float, query: bytes
     ) -> Caller | Failure:
-        given = _presented(headers, query)
+        written, origin, host = _presented(headers, query)
         keys = self._keys()
         if not keys and self._loopback:
-            return _check_neighbour(given, needed)
-        if given.key is None:
+            return _check_neighbour(origin, host, needed)
+        if written is None:
             return _unauthenticated(
                 "a key is missing; send `Authorization: Bearer es_...` or `X-API-Key: "
                 "es_...`; `experiment-service keys create` makes one"
             )
-        key = _find(keys, given.key)
+        key = _find(keys, written)
         if isinstance(key, Failure):
             return key
-        problem = _about_key(key, given, needed, now)
+        problem = _about_key(key, origin, needed, now)
         if problem is not None:
             return problem
         self._note_use(key, now)
-        origin = given.origin if key.origins else None
+        page = origin if key.origins else None
         wait = self._wait(key, now)
         if wait:
-            return _too_many(key, wait, origin)
-        return Caller(actor=f"key:{key.id}", origin=origin, key_id=key.id)
+            return _too_many(key, wait, page)
+        return Caller(actor=f"key:{key.id}", origin=page, key_id=key.id)
 
     def _wait(self, key: ApiKey, now: float) -> float:
         """Return the seconds until a key may be used again, 0 when it may be now."""
@@ -259,8 +254,8 @@ class Access:
         It asks without the key, so every page is admitted that some browser key has; the
         request itself is held against its own key.
         """
-        given = _presented(headers, b"")
-        origin = given.origin or ""
+        _, named, host = _presented(headers, b"")
+        origin = named or ""
         if permission_needed("POST", path) not in BROWSER_PERMISSIONS:
             return _forbidden(
                 f"{path[:80]!r} is not for pages; a page may send events, ask for "
@@ -269,7 +264,7 @@ class Access:
         keys = self._keys()
         at = datetime.fromtimestamp(now, UTC)
         if not keys and self._loopback:
-            refused = _check_neighbour(given, Permission.SEND)
+            refused = _check_neighbour(named, host, Permission.SEND)
             if isinstance(refused, Failure):
                 return refused
         elif not any(origin in k.origins and not k.problem(at) for k in keys.values()):
@@ -310,7 +305,7 @@ def _find(keys: Mapping[str, ApiKey], written: bytes) -> ApiKey | Failure:
 
 
 def _about_key(
-    key: ApiKey, given: _Presented, needed: Permission, now: float
+    key: ApiKey, origin: str | None, needed: Permission, now: float
 ) -> Failure | None:
     if key.revoked_at is not None or key.expires_at is not None:
         problem = key.problem(datetime.fromtimestamp(now, UTC))
@@ -325,30 +320,31 @@ def _about_key(
             else f"key {key.id} has scope {' and '.join(key.scopes)}, and this needs "
             f"{' or '.join(scopes)}"
         )
-    if key.origins and given.origin not in key.origins:
+    if key.origins and origin not in key.origins:
         return _forbidden(
             f"key {key.id} is for pages of {', '.join(key.origins)}, and the request "
-            f"has origin {str(given.origin)[:80]!r}"
+            f"has origin {str(origin)[:80]!r}"
         )
     return None
 
 
-def _check_neighbour(given: _Presented, needed: Permission) -> Caller | Failure:
+def _check_neighbour(
+    origin: str | None, host: str | None, needed: Permission
+) -> Caller | Failure:
     """Admit the programs of this machine, and pages that came from it."""
-    if given.host is not None and not _is_loopback_host(given.host):
+    if host is not None and not _is_loopback_host(host):
         return _forbidden(
-            f"host is {given.host[:80]!r}, and without keys the service answers to "
+            f"host is {host[:80]!r}, and without keys the service answers to "
             "loopback names only; make a key with `experiment-service keys create`"
         )
-    origin = given.origin
     if origin is None:
         return _NEIGHBOUR
-    scheme, separator, host = origin.partition("://")
-    own = host == given.host
+    scheme, separator, source = origin.partition("://")
+    own = source == host
     if (
         scheme in ("http", "https")
         and separator
-        and _is_loopback_host(host)
+        and _is_loopback_host(source)
         and (own or needed in BROWSER_PERMISSIONS)
     ):
         return Caller(actor="api", origin=origin)
