@@ -7,7 +7,6 @@ format, a `Writer` moves what waits. The module knows neither HTTP nor SQL.
 import json
 import logging
 import math
-import re
 import threading
 import time
 from collections import deque
@@ -19,7 +18,8 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
-from pydantic_core import from_json, to_json
+from pydantic_core import SchemaValidator, from_json, to_json
+from pydantic_core.core_schema import uuid_schema
 from sqlalchemy import Engine
 
 from experiment_service.counting import BATCH_BOUNDS, Histogram
@@ -30,6 +30,7 @@ from experiment_service.domain.event import (
     check_id,
     check_instant,
     event_uuid,
+    is_uuid7_of_time,
 )
 from experiment_service.errors import InvalidRequest, Unavailable, known
 from experiment_service.journal import Journal
@@ -39,8 +40,11 @@ from experiment_service.storage.events import store_events
 log = logging.getLogger(__name__)
 
 _SHOWN = 60
+_UNSHOWN = 10**_SHOWN
 _LOGGED = 300
-_UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+_UUID_LENGTH = 36
+# Reads what `to_json` wrote, and other forms, in a fifth of the time that `UUID` takes.
+_read_uuid: Callable[[object], UUID] = SchemaValidator(uuid_schema()).validate_python
 
 _BATCH = 10_000
 # Batches of one journal before it is the turn of the next, and those stored at a time: one
@@ -128,17 +132,18 @@ def _interaction(
     unit: Callable[[str], str],
     oldest_id: UUID | None,
 ) -> Interaction:
-    if not isinstance(document, Mapping):
+    if not isinstance(document, dict):
         raise InvalidRequest(f"the event is {_shown(document)}; it must be an object")
-    values: dict[str, Any] = dict.fromkeys(_READERS)
+    values = _NO_VALUES.copy()
     for name, value in document.items():
-        if name not in _READERS:
+        read = _READERS.get(name)
+        if read is None:
             field = _shown(name).strip("'\"")
             raise InvalidRequest(
                 f"{field} is not a field; the fields are {known(_READERS)}", field=field
             )
         if value is not None:
-            values[name] = _READERS[name](name, value)
+            values[name] = read(name, value)
     for name in ("id", "kind"):
         if values[name] is None:
             raise InvalidRequest(f"{name} is missing; it is required", field=name)
@@ -169,7 +174,7 @@ def _shown(value: object) -> str:
         return "an object"
     if isinstance(value, list | tuple):
         return "a list"
-    if isinstance(value, int) and abs(value) >= 10**_SHOWN:
+    if isinstance(value, int) and abs(value) >= _UNSHOWN:
         return f"a number of over {_SHOWN} digits"
     shown = repr(value) if isinstance(value, str) else json.dumps(value, default=repr)
     return shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
@@ -186,19 +191,33 @@ def _text(name: str, value: object) -> str:
 
 
 def _event_id(name: str, value: object) -> UUID:
+    parsed = _uuid_of(value)
+    if parsed is not None and is_uuid7_of_time(parsed):
+        return parsed  # as `event_uuid` would, without reading it again
     return event_uuid(_text(name, value))
 
 
 def _uuid(name: str, value: object) -> UUID:
-    if not isinstance(value, str) or not _UUID.fullmatch(value):
+    parsed = _uuid_of(value)
+    if parsed is None:
         raise _refuse(name, value, "a UUID, as the answer that showed the items has it")
-    return UUID(value)
+    return parsed
+
+
+def _uuid_of(value: object) -> UUID | None:
+    """Return the UUID of a text with its four hyphens; None for anything else."""
+    if not isinstance(value, str) or len(value) != _UUID_LENGTH:
+        return None
+    try:
+        return _read_uuid(value)
+    except ValueError:
+        return None
 
 
 def _whole(name: str, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise _refuse(name, value, "a whole number")
-    if abs(value) >= 10**_SHOWN:
+    if abs(value) >= _UNSHOWN:
         raise _refuse(name, value, "smaller")
     return value
 
@@ -234,6 +253,7 @@ _READERS: Mapping[str, Callable[[str, object], Any]] = {
     "value": _amount,
     "occurred_at": _instant,
 }
+_NO_VALUES: dict[str, Any] = dict.fromkeys(_READERS)
 
 
 def encode(event: Exposure | Interaction) -> bytes:
@@ -281,20 +301,7 @@ def decode(payload: bytes) -> Exposure | Interaction:
         When the payload is damaged, or of another version of this program.
     """
     try:
-        document = from_json(payload)
-        event = document.pop("event")
-        document["id"] = UUID(document["id"])
-        if event == "exposure":
-            for name in ("items", "sources"):
-                document[name] = tuple(document[name])
-            document["exposed_at"] = datetime.fromisoformat(document["exposed_at"])
-            return Exposure(**document)
-        if event == "interaction":
-            for name, read in (("exposure_id", UUID), ("value", Decimal)):
-                if document[name] is not None:
-                    document[name] = read(document[name])
-            document["occurred_at"] = datetime.fromisoformat(document["occurred_at"])
-            return Interaction(**document)
+        return _decoded(from_json(payload))
     except (
         ValueError,
         LookupError,
@@ -305,7 +312,49 @@ def decode(payload: bytes) -> Exposure | Interaction:
         raise InvalidRequest(
             f"the journal's payload can't be read: {error!r}"
         ) from error
-    raise InvalidRequest(f"the journal's payload is a {event!r:.60}, not an event")
+
+
+def _decoded(document: dict[str, Any]) -> Exposure | Interaction:
+    # Fields are named one by one: Python takes as long again to match the names of a
+    # dictionary that was read from JSON with those of the constructor.
+    take = document.pop
+    name = take("event")
+    event: Exposure | Interaction
+    if name == "exposure":
+        event = Exposure(
+            id=_read_uuid(take("id")),
+            experiment_id=take("experiment_id"),
+            unit_id=take("unit_id"),
+            variant=take("variant"),
+            epoch=take("epoch"),
+            propensity=take("propensity"),
+            model=take("model"),
+            items=tuple(take("items")),
+            sources=tuple(take("sources")),
+            fallback=take("fallback"),
+            context=take("context"),
+            exposed_at=datetime.fromisoformat(take("exposed_at")),
+            segment=take("segment", None),
+        )
+    elif name == "interaction":
+        exposure_id, value = take("exposure_id"), take("value")
+        event = Interaction(
+            id=_read_uuid(take("id")),
+            exposure_id=None if exposure_id is None else _read_uuid(exposure_id),
+            unit_id=take("unit_id"),
+            kind=take("kind"),
+            item_id=take("item_id"),
+            category=take("category", None),
+            placement=take("placement", None),
+            position=take("position"),
+            value=None if value is None else Decimal(value),
+            occurred_at=datetime.fromisoformat(take("occurred_at")),
+        )
+    else:
+        raise InvalidRequest(f"the journal's payload is a {name!r:.60}, not an event")
+    if document:
+        raise LookupError(f"unknown fields: {known(document)}")
+    return event
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

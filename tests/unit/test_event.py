@@ -48,6 +48,27 @@ def test_different_ids_map_apart():
     assert len({event_uuid(f"order-{i}") for i in range(10_000)}) == 10_000
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "019a3f2e5b107abc8def0123456789ab",
+        "{019a3f2e-5b10-7abc-8def-0123456789ab}",
+        "urn:uuid:019a3f2e-5b10-7abc-8def-0123456789ab",
+        "0-1-9a3f2e5b107abc8def0123456789ab",
+    ],
+)
+def test_a_uuid7_is_known_in_every_form(text):
+    assert event_uuid(text) == UUID(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["019a3f2e-5b10-4abc-8def-0123456789ab", "019a3f2e-5b10-7abc-cdef-0123456789ab"],
+)
+def test_a_uuid_of_another_version_or_variant_is_mapped(text):
+    assert event_uuid(text) >= FOREIGN
+
+
 def test_a_uuid7_in_the_foreign_range_is_mapped_like_any_text():
     disguised = "ffff0000-0000-7000-8000-000000000000"
     assert event_uuid(disguised) != UUID(disguised)

@@ -78,6 +78,26 @@ def test_optional_fields_may_be_absent_or_null():
 
 
 @pytest.mark.parametrize(
+    "event_id",
+    [
+        EXPOSURE_ID,
+        EXPOSURE_ID.upper(),
+        EXPOSURE_ID.replace("-", ""),
+        EXPOSURE_ID.replace("0", "\u0660"),
+        "0-" + EXPOSURE_ID.replace("-", "", 1),
+        "{" + EXPOSURE_ID + "}",
+        "urn:uuid:" + EXPOSURE_ID,
+        EXPOSURE_ID.replace("-7abc", "-4abc"),
+        EXPOSURE_ID.replace("-8def", "-cdef"),
+        "ffff" + EXPOSURE_ID[4:],
+        "order-17",
+    ],
+)
+def test_ids_in_any_form_are_stored_as_the_domain_says(event_id):
+    assert accept(id=event_id).id == event_uuid(event_id)
+
+
+@pytest.mark.parametrize(
     ("value", "stored"),
     [
         (0.1, "0.1"),
@@ -133,6 +153,21 @@ BAD = {
     ),
     "exposure in other digits": (
         CLICK | {"exposure_id": EXPOSURE_ID.replace("0", "\u0660")},
+        "exposure_id",
+        "a UUID",
+    ),
+    "exposure with moved hyphens": (
+        CLICK | {"exposure_id": "0-" + EXPOSURE_ID.replace("-", "", 1)},
+        "exposure_id",
+        "a UUID",
+    ),
+    "exposure of 32 digits": (
+        CLICK | {"exposure_id": EXPOSURE_ID.replace("-", "")},
+        "exposure_id",
+        "a UUID",
+    ),
+    "exposure of surrogates": (
+        CLICK | {"exposure_id": "\ud800" * 36},
         "exposure_id",
         "a UUID",
     ),
