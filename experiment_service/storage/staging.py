@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any, TypeVar
 
 import psycopg
-from pydantic_core import to_json
+from pydantic_core import to_json, to_jsonable_python
 from sqlalchemy import (
     BindParameter,
     Column,
@@ -89,7 +89,7 @@ def unique(events: Sequence[_Event]) -> list[_Event]:
 
 
 def copy_rows(
-    connection: Connection, table: Table, rows: Iterable[tuple[object, ...]]
+    connection: Connection, table: Table, rows: Iterable[Sequence[object]]
 ) -> None:
     """Copy rows into a temporary table."""
     driver = driver_of(connection)
@@ -104,10 +104,10 @@ def copy_rows(
         raise DBAPIError.instance(statement, None, error, psycopg.Error) from error
 
 
-def exposure_row(exposure: Exposure) -> tuple[object, ...]:
-    """Return the columns of `new_exposure`, as text where the driver would be slow."""
-    return (
-        exposure.id.hex,
+def exposure_row(exposure: Exposure) -> list[object]:
+    """Return the columns of `new_exposure`."""
+    return _as_text(
+        exposure.id,
         exposure.experiment_id,
         exposure.epoch,
         exposure.unit_id,
@@ -118,26 +118,31 @@ def exposure_row(exposure: Exposure) -> tuple[object, ...]:
         _array(exposure.sources),
         exposure.fallback,
         to_json(exposure.context).decode(),
-        exposure.exposed_at.isoformat(),
+        exposure.exposed_at,
         exposure.segment,
     )
 
 
-def interaction_row(interaction: Interaction) -> tuple[object, ...]:
-    """Return the columns of `new_interaction`, as text where the driver would be slow."""
-    shown = interaction.exposure_id
-    return (
-        interaction.id.hex,
-        None if shown is None else shown.hex,
+def interaction_row(interaction: Interaction) -> list[object]:
+    """Return the columns of `new_interaction`."""
+    return _as_text(
+        interaction.id,
+        interaction.exposure_id,
         interaction.unit_id,
         interaction.kind,
         interaction.item_id,
         interaction.position,
         interaction.value,
-        interaction.occurred_at.isoformat(),
+        interaction.occurred_at,
         interaction.category,
         interaction.placement,
     )
+
+
+def _as_text(*columns: object) -> list[object]:
+    """Write ids, instants and amounts as text; the driver and Python are slow at it."""
+    written: list[object] = to_jsonable_python(columns)
+    return written
 
 
 def _array(texts: Sequence[str]) -> str:
