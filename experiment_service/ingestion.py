@@ -52,7 +52,7 @@ _BATCH = 10_000
 _BATCHES = 8
 _AT_ONCE = 2
 # Pause after a batch that was not full, and after one with few events: a transaction costs
-# some 18 ms of the processor, whatever is in it, and a large one holds up serving.
+# as much as some 200 events, whatever is in it, and a large one holds up serving.
 _GATHER_SECONDS = 0.05
 _FEW, _FEW_SECONDS = 200, 0.25
 _FIRST_PAUSE_SECONDS = 0.1

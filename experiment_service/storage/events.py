@@ -25,7 +25,6 @@ from sqlalchemy import (
     delete,
     func,
     select,
-    text,
     true,
     tuple_,
 )
@@ -76,6 +75,12 @@ from experiment_service.storage.units import summarise_units, touched_unit
 # Classes of SQLSTATE that no retry can cure: bad data, a broken rule, a limit.
 _REFUSALS = ("22", "23", "54")
 
+# Until the transaction ends. To compile its statements takes longer than to run them.
+_PLANNING = select(
+    func.set_config("jit", "off", true()),
+    func.set_config("plan_cache_mode", "force_custom_plan", true()),
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredCounts:
@@ -111,23 +116,27 @@ def store_events(
     with _refusals_translated(), _fresh_plans(connection):
         prepare_staging(connection)
         shown, done = unique(exposures), unique(interactions)
-        copy_rows(connection, new_exposure, map(exposure_row, shown))
-        copy_rows(connection, new_interaction, map(interaction_row, done))
+        copy_rows(connection, new_exposure, exposure_row, shown)
+        copy_rows(connection, new_interaction, interaction_row, done)
         lock_events(connection)
         erased = drop_erased(connection, new_exposure, new_interaction)
         refuse_retired(connection, new_exposure, new_interaction)
         now = connection.execute(select(func.clock_timestamp())).scalar_one()
         drop_known(connection, new_exposure, schema.exposure, shown)
         drop_known(connection, new_interaction, schema.interaction, done)
-        new_exposures = store_new(connection, new_exposure, schema.exposure, now)
+        new_exposures = (
+            store_new(connection, new_exposure, schema.exposure, now) if shown else 0
+        )
         if new_exposures:
             connection.execute(_adding_new_unit_exposures(), {"now": now})
         # Interactions that the table holds already are of earlier batches.
         attributed = add_new_outcomes(connection, bool(new_exposures), done)
         counts = StoredCounts(
             exposures=new_exposures,
-            interactions=store_new(
-                connection, new_interaction, schema.interaction, now
+            interactions=(
+                store_new(connection, new_interaction, schema.interaction, now)
+                if done
+                else 0
             ),
             attributed=attributed,
         )
@@ -150,16 +159,20 @@ def lock_events(connection: Connection) -> None:
 def _add_intake(
     connection: Connection, now: datetime, received: int, known: int
 ) -> None:
+    values = {"day": now.date(), "received": received, "known": known}
+    connection.execute(_adding_intake(), values)
+
+
+@cache
+def _adding_intake() -> Insert:
     target = schema.intake
-    adding = insert(target).values(day=now.date(), received=received, known=known)
-    connection.execute(
-        adding.on_conflict_do_update(
-            constraint=target.primary_key,
-            set_={
-                "received": target.c.received + adding.excluded.received,
-                "known": target.c.known + adding.excluded.known,
-            },
-        )
+    adding = insert(target)
+    return adding.on_conflict_do_update(
+        constraint=target.primary_key,
+        set_={
+            name: target.c[name] + adding.excluded[name]
+            for name in ("received", "known")
+        },
     )
 
 
@@ -181,17 +194,17 @@ def _refusals_translated() -> Iterator[None]:
 
 @contextmanager
 def _fresh_plans(connection: Connection) -> Iterator[None]:
-    """Have statements planned each time.
+    """Have statements prepared at once, and still planned each time.
 
-    A prepared one would keep the plan made when a partition was empty: to read all of
-    it for each event, long after it has grown.
+    To parse them takes as long as to plan them. A plan that is kept would be one made
+    when a partition was empty: to read all of it for each event, long after it has grown.
+    PostgreSQL keeps that of a statement without parameters whatever the setting says.
     """
     driver = driver_of(connection)
     threshold = driver.prepare_threshold
-    driver.prepare_threshold = None
+    driver.prepare_threshold = 0
     try:
-        # Compiling these statements takes longer than running them.
-        connection.execute(text("SET LOCAL jit = off"))
+        connection.execute(_PLANNING)
         yield
     finally:
         driver.prepare_threshold = threshold

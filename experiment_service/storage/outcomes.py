@@ -40,17 +40,21 @@ from experiment_service.storage.units import touch_later_units, touched_unit, ut
 
 _declaration = schema.experiment.c.declaration
 
-#: How each experiment attributes.
-_rule = select(
-    schema.experiment.c.id.label("experiment_id"),
-    func.make_interval(
-        *[0] * 6,
-        cast(_declaration["attribution_window"].astext, Double),
-        type_=Interval,
-    ).label("attribution_window"),
-    (_declaration["kind"].astext == ExperimentKind.BANDIT.value).label("by_epoch"),
-    _declaration["placement"].astext.label("placement"),
-).cte("rule")
+#: How each experiment attributes; read out of its declaration once, not per event.
+_rule = (
+    select(
+        schema.experiment.c.id.label("experiment_id"),
+        func.make_interval(
+            *[0] * 6,
+            cast(_declaration["attribution_window"].astext, Double),
+            type_=Interval,
+        ).label("attribution_window"),
+        (_declaration["kind"].astext == ExperimentKind.BANDIT.value).label("by_epoch"),
+        _declaration["placement"].astext.label("placement"),
+    )
+    .cte("rule")
+    .prefix_with("MATERIALIZED")
+)
 
 
 def touch_units(keys: Select[Any]) -> Insert:

@@ -3,7 +3,7 @@
 Knows nothing of what follows from events.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import cache
 from typing import Any, TypeVar
@@ -56,7 +56,12 @@ new_exposure = _staging("new_exposure", schema.exposure)
 new_interaction = _staging("new_interaction", schema.interaction)
 
 _STAGING = (new_exposure, new_interaction, touched_unit)
-_FIND_STAGING = select(*(func.to_regclass(f"pg_temp.{each.name}") for each in _STAGING))
+_SIZES_OF_STAGING = select(
+    *(
+        func.pg_relation_size(func.to_regclass(f"pg_temp.{each.name}"))
+        for each in _STAGING
+    )
+)
 
 
 def driver_of(connection: Connection) -> psycopg.Connection[Any]:
@@ -68,13 +73,13 @@ def driver_of(connection: Connection) -> psycopg.Connection[Any]:
 
 
 def prepare_staging(connection: Connection) -> None:
-    """Have the temporary tables, empty."""
-    found = connection.execute(_FIND_STAGING).one()
-    for table, name in zip(_STAGING, found, strict=True):
-        if name is None:
+    """Have the temporary tables, empty: a table that is not there has no size."""
+    sizes = connection.execute(_SIZES_OF_STAGING).one()
+    for table, size in zip(_STAGING, sizes, strict=True):
+        if size is None:
             table.create(connection, checkfirst=False)
-        else:
-            # Holds rows only when this transaction has stored events before.
+        elif size:
+            # This transaction has stored events before.
             connection.execute(delete(table))
 
 
@@ -89,15 +94,20 @@ def unique(events: Sequence[_Event]) -> list[_Event]:
 
 
 def copy_rows(
-    connection: Connection, table: Table, rows: Iterable[Sequence[object]]
+    connection: Connection,
+    table: Table,
+    row_of: Callable[[_Event], Sequence[object]],
+    events: Sequence[_Event],
 ) -> None:
-    """Copy rows into a temporary table."""
+    """Copy events into a temporary table, each as the row that `row_of` makes."""
+    if not events:
+        return
     driver = driver_of(connection)
     statement = f"COPY pg_temp.{table.name} ({', '.join(table.c.keys())}) FROM STDIN"
     try:
         with driver.cursor() as cursor, cursor.copy(statement.encode()) as copy:
-            for row in rows:
-                copy.write_row(row)
+            for event in events:
+                copy.write_row(row_of(event))
     except psycopg.Error as error:
         if driver.closed:
             connection.invalidate(error)

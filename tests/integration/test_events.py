@@ -622,6 +622,23 @@ def test_other_statements_of_the_connection_are_prepared_as_before(engine, make)
         assert driver.prepare_threshold == before
 
 
+def test_statements_are_prepared_once_and_planned_for_each_batch(engine, ab, make):
+    for _ in range(3):
+        exposure = make.exposure(ab)
+        store(
+            engine, exposure, make.interaction(exposure), make.interaction(unit_id="u")
+        )
+    with transaction(engine) as connection:
+        plans = connection.execute(
+            text(
+                "SELECT generic_plans, custom_plans FROM pg_prepared_statements "
+                "WHERE statement ~ '^(DELETE|INSERT|WITH)'"
+            )
+        ).all()
+    assert len(plans) == 8
+    assert set(plans) == {(0, 3)}
+
+
 # Any order, any batches, several writers.
 
 
