@@ -301,7 +301,7 @@ def decode(payload: bytes) -> Exposure | Interaction:
         When the payload is damaged, or of another version of this program.
     """
     try:
-        return _decoded(from_json(payload))
+        return _decoded(from_json(payload, cache_strings="keys"))
     except (
         ValueError,
         LookupError,
