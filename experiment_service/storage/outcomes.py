@@ -221,9 +221,11 @@ def add_new_outcomes(
     """
     named = [each.exposure_id for each in interactions if each.exposure_id is not None]
     of_unit = len(named) < len(interactions)
-    if not (with_exposures or interactions):
+    # Hardly ever: to plan for what is not there takes longer than to look for it.
+    awaited = with_exposures and bool(connection.scalar(_counting_known_of_new()))
+    if not (awaited or interactions):
         return 0
-    statement = _adding_new_outcomes(with_exposures, bool(named), of_unit)
+    statement = _adding_new_outcomes(awaited, bool(named), of_unit)
     bounds = {"first": min(named), "last": max(named)} if named else {}
     return int(connection.execute(statement, bounds).scalar_one())
 
@@ -262,6 +264,16 @@ def _adding_new_outcomes(
         action = actions_of(naming, shown.c.unit_id, joined)
         actions.append(action.where(naming.c.unit_id.is_(None)))
     return adding_outcomes(named, of_units, actions)
+
+
+@cache
+def _counting_known_of_new() -> Select[int]:
+    """Count interactions of earlier batches that new exposures may make count."""
+    naming, waiting = (
+        select(func.count()).select_from(found).scalar_subquery()
+        for found in (_known_that_name_new(), _known_of_units_of_new())
+    )
+    return select(naming + waiting)
 
 
 def _exposures_named_by_new() -> CTE:

@@ -626,7 +626,7 @@ def test_statements_are_prepared_once_and_planned_for_each_batch(engine, ab, mak
     for _ in range(3):
         exposure = make.exposure(ab)
         store(
-            engine, exposure, make.interaction(exposure), make.interaction(unit_id="u")
+            engine, exposure, make.interaction(exposure), make.interaction(unit_id="v")
         )
     with transaction(engine) as connection:
         plans = connection.execute(
@@ -635,7 +635,7 @@ def test_statements_are_prepared_once_and_planned_for_each_batch(engine, ab, mak
                 "WHERE statement ~ '^(DELETE|INSERT|WITH)'"
             )
         ).all()
-    assert len(plans) == 8
+    assert len(plans) == 9
     assert set(plans) == {(0, 3)}
 
 
