@@ -35,7 +35,7 @@ from experiment_service.journal.slot import (
 log = logging.getLogger(__name__)
 
 # Least time from the beginning of a group to that of the next, while events come.
-_PACE_SECONDS = 0.0005
+_PACE_SECONDS = 0.001
 
 
 class Journal:

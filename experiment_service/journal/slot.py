@@ -240,6 +240,8 @@ class Ends:
             facts = content[: form.size]
             if content[form.size :] == _checksum(facts):
                 return form.unpack(facts)
+            if not any(content):
+                break  # nobody has written it yet
         return None
 
     def _store(self, at: int, form: struct.Struct, *numbers: int) -> None:

@@ -1,8 +1,13 @@
 """What a group of events costs in the journal, in an SQLite file and on the bare disk.
 
 Run by `make bench`, in half a minute. Groups go one after the other: each waits for the
-disk, and every hundred of them what waits is read and forgotten. SQLite keeps a log (WAL)
-and waits for it at each commit; the floor writes the same bytes over the same file.
+disk, and every hundred of them what waits is read and forgotten.
+
+    journal  as requests use it: handed to its thread, which wakes the caller
+    files    the same files, written by the caller itself
+    SQLite   a table with a log (WAL), of which each commit waits for the disk
+    disk     the same bytes, written over the same file
+
 Figures are medians of the rounds, which take turns.
 """
 
@@ -16,11 +21,16 @@ from contextlib import closing
 from pathlib import Path
 
 from experiment_service.journal import Journal
+from experiment_service.journal.groups import GroupWriter
+from experiment_service.journal.moving import Mover
+from experiment_service.journal.slot import Ends
 
 EVENT = os.urandom(350).hex().encode()
 SIZES = (1, 7, 100)
 GROUPS = 500
 MOVED = 100
+# Rounds until files are written over, not made longer.
+WARMING = 3
 
 
 def in_journal(directory, count):
@@ -31,6 +41,21 @@ def in_journal(directory, count):
             if (yield):
                 entries = journal.read(MOVED * count)
                 journal.delete([sequence for sequence, _ in entries])
+
+
+def in_files(directory, count):
+    directory.mkdir()
+    ends = Ends(directory, make=True)
+    writer, mover = (
+        GroupWriter(directory, segment=0, sequence=1),
+        Mover(directory, ends),
+    )
+    with closing(ends), closing(writer), closing(mover):
+        while True:
+            writer.write(0.0, [EVENT] * count, used=mover.moved.place.segment)
+            if (yield):
+                entries = mover.read(MOVED * count, 0)
+                mover.forget([sequence for sequence, _ in entries])
 
 
 def in_sqlite(directory, count):
@@ -83,13 +108,15 @@ def main():
         with tempfile.TemporaryDirectory(dir=Path.cwd(), prefix=".bench-") as name:
             ways = {
                 "journal": in_journal(Path(name) / "journal", count),
-                "SQLite": in_sqlite(Path(name) / "journal", count),
-                "disk": on_disk(Path(name) / "journal", count),
+                "files": in_files(Path(name) / "files", count),
+                "SQLite": in_sqlite(Path(name) / "peer", count),
+                "disk": on_disk(Path(name) / "floor", count),
             }
             done = {label: [] for label in ways}
             for way in ways.values():
                 next(way)
-                round_of(way)  # warms up
+                for _ in range(WARMING):
+                    round_of(way)
             for _ in range(rounds):
                 for label, way in ways.items():
                     done[label].append(round_of(way))

@@ -481,7 +481,7 @@ def test_space_is_given_back_after_a_burst(journal):
     assert size_of(journal) > 95 << 20
     assert len(move_all(journal)) == 50_000
     # The one that is written to, and two that will be again.
-    assert size_of(journal) < 3 * (22 << 20)
+    assert size_of(journal) < 3 * (14 << 20)
 
 
 def test_steady_traffic_writes_over_its_segments(journal, monkeypatch):
@@ -582,7 +582,7 @@ def written(directory, *, groups_of=3, times=3):
 def test_group_that_was_cut_off_was_never_accepted(directory, caplog):
     sent = written(directory)
     (segment,) = segments_of(directory)
-    content = segment.read_bytes()
+    content = segment.read_bytes().rstrip(bytes(1))
     ends = directory / "journal-0/ends"
     ends.unlink()  # or it says how much was written
     lengths = set()
