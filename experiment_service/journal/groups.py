@@ -1,6 +1,6 @@
 """Groups of events in segments: how they are written, and read again in their order.
 
-A segment is a file of some 8 MiB. It begins with its own number and the number of its
+A segment is a file of some 4 MiB. It begins with its own number and the number of its
 first event, and holds groups: what one write made safe together, with its checksum. A
 group that was cut off is no group, and what a used segment held before is of numbers long
 past: both end what can be read. The module knows no locks, and not what events mean.
@@ -21,7 +21,7 @@ from experiment_service.files import OWNER_ONLY, sync_directory
 log = logging.getLogger(__name__)
 
 #: Bytes after which a segment is followed by another.
-SEGMENT_BYTES = 8 << 20
+SEGMENT_BYTES = 4 << 20
 #: Segments that were read and are kept to be written over, which is safe on disk sooner
 #: than making a file longer.
 SPARES = 2
@@ -211,8 +211,8 @@ class GroupWriter:
             flags = os.O_WRONLY | os.O_CREAT | os.O_DSYNC
             self._file = os.open(path, flags, OWNER_ONLY)
             if is_new:
-                # Once, as each write would make the file longer or fill a hole in it.
-                _write_all(self._file, bytes(SEGMENT_BYTES), 0)
+                # Once: each write that makes a file longer takes the disk longer.
+                os.posix_fallocate(self._file, 0, SEGMENT_BYTES)
             _write_all(self._file, content, 0)
             sync_directory(self._folder)
         except BaseException:

@@ -481,7 +481,7 @@ def test_space_is_given_back_after_a_burst(journal):
     assert size_of(journal) > 95 << 20
     assert len(move_all(journal)) == 50_000
     # The one that is written to, and two that will be again.
-    assert size_of(journal) < 3 * (14 << 20)
+    assert size_of(journal) < 3 * (10 << 20)
 
 
 def test_steady_traffic_writes_over_its_segments(journal, monkeypatch):
