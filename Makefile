@@ -63,6 +63,7 @@ test-faults: $(INSTALLED) postgres faketime ## kill, stop, fill and slow down wh
 
 bench: $(INSTALLED) ## speed beside a floor measured in the same run
 	$(BIN)/python tests/benchmarks/bench_http.py
+	$(BIN)/python tests/benchmarks/bench_journal.py
 	$(BIN)/python tests/benchmarks/bench_serving.py
 	$(BIN)/python tests/benchmarks/bench_ingestion.py
 	$(BIN)/python tests/benchmarks/bench_probability.py
