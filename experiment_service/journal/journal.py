@@ -159,12 +159,16 @@ class Journal:
             locks = claim_slot(path, owner=owner, mover=True)
             if locks is None:
                 return None
-            if not Ends.are_in(path):
-                # Another process is making it, or has removed it.
-                locks.release()
-                return None
             with _released_on_failure(locks):
-                return cls(path, locks, max_bytes=0)
+                # The crash of a machine may have left events alone.
+                is_there = path.exists() and (
+                    Ends.are_in(path) or (owner and bool(segment_numbers(path)))
+                )
+                if is_there:
+                    return cls(path, locks, max_bytes=0)
+            # Another process is making it, or has removed it.
+            locks.release()
+            return None
 
     def _take_stock(self) -> None:
         """Count what waits, and go on behind it."""

@@ -750,6 +750,42 @@ def test_journal_that_is_just_being_made_is_left_alone(directory):
         moved.close()
 
 
+@pytest.mark.parametrize("left", [None, b"", bytes(100)])
+def test_events_that_a_crash_of_the_machine_left_alone_are_found(directory, left):
+    """What is not waited for may be lost: all but the events."""
+    sent = written(directory)
+    ends = directory / "journal-0/ends"
+    ends.unlink()
+    if left is not None:
+        ends.write_bytes(left)
+    (found,) = Journal.abandoned(directory)
+    assert found.depth == 9
+    assert move_all(found) == [each for group in sent for each in group]
+    found.close(remove=True)
+    assert not (directory / "journal-0").exists()
+
+
+def test_damaged_segments_outlive_their_journal(directory):
+    written(directory)
+    (segment,) = segments_of(directory)
+    content = bytearray(segment.read_bytes())
+    content[content.index(b"1.1")] ^= 1
+    segment.write_bytes(content)
+    with closing(Journal.open(directory, max_bytes=LARGE)) as journal:
+        append(journal, b"new")
+    (found,) = Journal.abandoned(directory)
+    assert len(move_all(found)) == 7
+    found.close(remove=True)
+    assert [path.name for path in (directory / "journal-0").iterdir()] == [
+        "0000000001.damaged"
+    ]
+    assert list(Journal.abandoned(directory)) == []
+    with closing(Journal.open(directory, max_bytes=LARGE)) as journal:
+        assert journal.path.name == "journal-0"
+        append(journal, b"a")
+        assert payloads_of(journal) == [b"a"]
+
+
 def test_other_files_are_no_journals(directory):
     directory.mkdir()
     (directory / "journal-0.sqlite3").write_bytes(b"of a former build")
