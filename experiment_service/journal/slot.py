@@ -4,8 +4,10 @@ The process that appends and the one that moves events on tell each other by `En
 page of memory that they share.
 """
 
+import errno
 import fcntl
 import json
+import logging
 import mmap
 import os
 import re
@@ -20,6 +22,8 @@ from pathlib import Path
 from experiment_service.errors import Unavailable
 from experiment_service.files import OWNER_ONLY
 from experiment_service.journal.groups import DAMAGED, Place
+
+log = logging.getLogger(__name__)
 
 _NAME = re.compile(r"journal-\d+")
 _ENDS = "ends"
@@ -233,10 +237,11 @@ class Ends:
 
     def _load(self, at: int, form: struct.Struct) -> tuple[int, ...] | None:
         """Return numbers; None when they are not whole, or the page is closed."""
-        if self._page.closed:
-            return None
         for _ in range(_LOOKS):
-            content = self._page[at : at + form.size + _CHECKSUM.size]
+            try:
+                content = self._page[at : at + form.size + _CHECKSUM.size]
+            except ValueError:
+                break  # closed, maybe just now
             facts = content[: form.size]
             if content[form.size :] == _checksum(facts):
                 return form.unpack(facts)
@@ -286,10 +291,11 @@ class SetAside:
         payloads: dict[bytes, None] = {}
         for line in filter(None, lines):
             try:
-                payload = json.loads(line)["payload"]
-            except ValueError:
+                payload = json.loads(line)["payload"].encode("utf-8", "surrogateescape")
+            except (ValueError, LookupError, TypeError, AttributeError):
+                log.warning("line is no event path=%s line=%r", self._path, line[:80])
                 continue
-            payloads[payload.encode("utf-8", "surrogateescape")] = None
+            payloads[payload] = None
         return list(payloads)
 
     def add(self, payload: bytes, reason: str) -> None:
@@ -299,11 +305,13 @@ class SetAside:
             "reason": reason,
             "payload": payload.decode("utf-8", "surrogateescape"),
         }
+        # On a line of its own, whatever a crash has left of the last one.
+        line = b"\n" + json.dumps(document).encode() + b"\n"
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_DSYNC
         file = os.open(self._path, flags, OWNER_ONLY)
         try:
-            # On a line of its own, whatever a crash has left of the last one.
-            os.write(file, b"\n" + json.dumps(document).encode() + b"\n")
+            if os.write(file, line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         finally:
             os.close(file)
         self.count += 1

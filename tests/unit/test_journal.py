@@ -798,13 +798,16 @@ def test_other_files_are_no_journals(directory):
     found.close()
 
 
-def test_set_aside_survives_a_line_that_was_cut_off(directory):
+@pytest.mark.parametrize(
+    "line", ['{"set_aside_at": "2026', "{}", "[1]", '{"payload": 1}']
+)
+def test_set_aside_survives_a_line_that_is_no_event(directory, line, caplog):
     with closing(Journal.open(directory, max_bytes=LARGE)) as journal:
         append(journal, b"\xff not text", b"other")
         journal.set_aside(journal.read(1)[0][0], "no text")
         path = journal.path / "set-aside.jsonl"
         with path.open("a") as file:
-            file.write('{"set_aside_at": "2026')
+            file.write(line)
         journal.set_aside(journal.read(1)[0][0], "no reason")
         assert (journal.depth, journal.set_aside_count) == (0, 2)
     with closing(Journal.open(directory, max_bytes=LARGE)) as journal:
@@ -812,6 +815,7 @@ def test_set_aside_survives_a_line_that_was_cut_off(directory):
         with closing(Journal.open(directory, max_bytes=LARGE)) as other:
             assert journal.retry_set_aside(other) == 2
             assert payloads_of(other) == [b"\xff not text", b"other"]
+            assert f"line is no event path={path}" in caplog.text
         assert (journal.depth, journal.set_aside_count) == (0, 0)
         assert not path.exists()
 
@@ -878,3 +882,17 @@ def test_segment_that_was_never_begun_holds_nothing(directory, left, caplog):
         assert found == list(range(50, 61))
         assert not list(journal.path.glob("*.damaged"))
     assert "damaged" not in caplog.text
+
+
+def test_event_that_could_not_be_set_aside_still_waits(journal, monkeypatch):
+    append(journal, b"bad")
+    (sequence, _), *_ = journal.read(1)
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda file, line: write(file, line[:10]))
+    with pytest.raises(Unavailable, match="No space left"):
+        journal.set_aside(sequence, "no reason")
+    monkeypatch.undo()
+    assert (journal.depth, journal.set_aside_count) == (1, 0)
+    assert payloads_of(journal) == [b"bad"]
+    journal.set_aside(sequence, "no reason")
+    assert (journal.depth, journal.set_aside_count) == (0, 1)
