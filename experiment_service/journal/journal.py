@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Self
@@ -206,10 +206,13 @@ class Journal:
         """
         with self._moves, translated(self.path):
             if self._locks.owner is None:
-                self._locks.owner = lock_owner(self.path)
-                if self._locks.owner is None:
+                owner = lock_owner(self.path)
+                if owner is None:
                     return False
-                self._take_stock()
+                with _released_on_failure(Locks(owner=owner, mover=None)):
+                    self._take_stock()
+                # Other threads ask what waits meanwhile, by what the owner has told.
+                self._locks.owner = owner
             return True
 
     @property
@@ -244,13 +247,12 @@ class Journal:
         """Seconds for which the oldest event has waited, None when none waits."""
         if not self.depth:
             return None
-        reader = GroupReader(self.path, moved_so_far(self.path, self._ends).place)
         try:
-            group = reader.read(complete=0)
+            place = moved_so_far(self.path, self._ends).place
+            with closing(GroupReader(self.path, place)) as reader:
+                group = reader.read(complete=0)
         except OSError:
-            return None  # the disk has failed, which is told elsewhere
-        finally:
-            reader.close()
+            return None  # removed, or the disk has failed, which is told elsewhere
         return None if group is None else max(0.0, self._clock() - group.written_at)
 
     def append(self, payloads: Sequence[bytes]) -> Future[None]:

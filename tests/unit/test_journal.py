@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -896,3 +897,22 @@ def test_event_that_could_not_be_set_aside_still_waits(journal, monkeypatch):
     assert payloads_of(journal) == [b"bad"]
     journal.set_aside(sequence, "no reason")
     assert (journal.depth, journal.set_aside_count) == (0, 1)
+
+
+def test_what_waits_can_be_asked_while_a_journal_is_taken_over(directory, monkeypatch):
+    first = Journal.open(directory, max_bytes=LARGE, shared=True)
+    append(first, b"a")
+    (moved,) = Journal.living(directory)
+    first.close()
+    asked, take_stock = [], Journal._take_stock
+
+    def ask_first(self):
+        asked.append((self.depth, self.oldest_age is not None))
+        take_stock(self)
+
+    monkeypatch.setattr(Journal, "_take_stock", ask_first)
+    assert moved.claim()
+    assert (asked, moved.depth) == ([(1, True)], 1)
+    moved.close()
+    shutil.rmtree(moved.path)
+    assert (moved.depth, moved.oldest_age) == (1, None)
