@@ -607,7 +607,7 @@ class Writer:
         self, journal: Journal, sequence: int, payload: bytes, reason: str
     ) -> None:
         if journal is self._journal:
-            journal.set_aside(sequence, reason)
+            journal.set_aside(sequence, payload, reason)
             return
         # To this process's journal, so that one taken over can be removed.
         self._journal.append([payload]).result()

@@ -242,10 +242,11 @@ class ExperimentApi(FastAPI):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; whatever happens, in the one error shape."""
+        if scope["type"] == "lifespan":
+            await self._live(scope, receive, send)
+            return
         if scope["type"] != "http":
-            live = scope["type"] == "lifespan"
-            answer = self._live if live else super().__call__
-            await answer(scope, receive, send)
+            await super().__call__(scope, receive, send)
             return
         entry = self._enter(scope)
         if not isinstance(entry, Caller):

@@ -22,9 +22,6 @@ log = logging.getLogger(__name__)
 
 #: Bytes after which a segment is followed by another.
 SEGMENT_BYTES = 4 << 20
-#: Segments that were read and are kept to be written over, which is safe on disk sooner
-#: than making a file longer.
-SPARES = 2
 
 # Mark, number, number of its first event, and the number before which all events are in
 # former segments; a checksum of these.
@@ -287,16 +284,14 @@ class GroupReader:
             unless that is damaged.
         """
         while True:
+            was_read_now = not self._window
             group = self._group_at(self.place.offset, self.place.sequence)
-            if group is None:
-                # What was read ahead may have been written by now.
-                self._window = b""
-                group = self._group_at(self.place.offset, self.place.sequence)
             if group is not None:
                 self.place = group.end
                 return group
-            if not self._go_on(complete, ended=ended):
-                self._window = b""
+            # What was read ahead may have been written by now: look once more.
+            self._window = b""
+            if was_read_now and not self._go_on(complete, ended=ended):
                 return None
 
     def _go_on(self, complete: int, *, ended: bool) -> bool:
@@ -388,11 +383,11 @@ class GroupReader:
 
     def _bytes(self, offset: int, size: int) -> bytes:
         """Return bytes of the segment, fewer where it ends."""
+        file = self._file()
+        if file is None:
+            return b""
         begin = offset - self._window_at
         if begin < 0 or begin + size > len(self._window):
-            file = self._file()
-            if file is None:
-                return b""
             # Never more than there is, whatever a damaged group says of its size.
             most = min(max(size, _WINDOW_BYTES), os.fstat(file).st_size)
             self._window, self._window_at = os.pread(file, most, offset), offset

@@ -132,10 +132,7 @@ class Journal:
         Unavailable
             When one can't be opened.
         """
-        for path in slot_paths(directory):
-            journal = cls._take_over(path, owner=True)
-            if journal is not None:
-                yield journal
+        return cls._take_over_all(directory, owner=True)
 
     @classmethod
     def living(cls, directory: Path) -> Iterator[Self]:
@@ -148,8 +145,12 @@ class Journal:
         Unavailable
             When one can't be opened.
         """
+        return cls._take_over_all(directory, owner=False)
+
+    @classmethod
+    def _take_over_all(cls, directory: Path, *, owner: bool) -> Iterator[Self]:
         for path in slot_paths(directory):
-            journal = cls._take_over(path, owner=False)
+            journal = cls._take_over(path, owner=owner)
             if journal is not None:
                 yield journal
 
@@ -173,15 +174,16 @@ class Journal:
     def _take_stock(self) -> None:
         """Count what waits, and go on behind it."""
         moved = moved_so_far(self.path, self._ends)
-        before = self._ends.appended or Appended(0, 0, 0, 0)
+        before = self._ends.appended
         reader = GroupReader(self.path, moved.place)
         events = size = 0
         while group := reader.read(complete=before.complete, ended=True):
             passed = max(0, moved.sequence - group.place.sequence)
-            events += len(group.payloads[passed:])
-            size += sum(map(len, group.payloads[passed:]))
+            left = group.payloads[passed:]
+            events += len(left)
+            size += sum(map(len, left))
         reader.close()
-        self._appended = Appended(
+        appended = Appended(
             segment=max(
                 before.segment, moved.place.segment, *segment_numbers(self.path)
             ),
@@ -189,11 +191,9 @@ class Journal:
             events=moved.events + events,
             size=moved.size + size,
         )
-        self._ends.appended = self._appended
+        self._ends.appended = appended
         self._writer = GroupWriter(
-            self.path,
-            segment=self._appended.segment,
-            sequence=self._appended.complete,
+            self.path, segment=appended.segment, sequence=appended.complete
         )
 
     def claim(self) -> bool:
@@ -211,7 +211,6 @@ class Journal:
                     return False
                 with _released_on_failure(Locks(owner=owner, mover=None)):
                     self._take_stock()
-                # Other threads ask what waits meanwhile, by what the owner has told.
                 self._locks.owner = owner
             return True
 
@@ -227,12 +226,8 @@ class Journal:
 
     def _waiting(self) -> tuple[int, int]:
         """Return how many events wait, and their bytes."""
-        owned = self._locks.owner is not None
-        appended = self._appended if owned else self._ends.appended
-        moved = self._ends.moved
-        events, size = (appended.events, appended.size) if appended else (0, 0)
-        if moved is not None:
-            events, size = events - moved.events, size - moved.size
+        appended, moved = self._ends.appended, self._ends.moved
+        events, size = appended.events - moved.events, appended.size - moved.size
         if self._mover is not None:
             events, size = events - self._mover.gone, size - self._mover.gone_size
         return max(0, events), max(0, size)
@@ -319,14 +314,14 @@ class Journal:
         failure = self._write_group(payloads)
         with self._changed:
             self._queued_bytes -= size
+            before = self._ends.appended
             written = (len(payloads), size) if failure is None else (0, 0)
-            self._appended = Appended(
+            self._ends.appended = Appended(
                 segment=self._writer.segment,
                 complete=self._writer.complete,
-                events=self._appended.events + written[0],
-                size=self._appended.size + written[1],
+                events=before.events + written[0],
+                size=before.size + written[1],
             )
-            self._ends.appended = self._appended
         if failure is None:
             if self._failing:
                 log.warning("journal is written again path=%s", self.path)
@@ -345,8 +340,7 @@ class Journal:
     def _write_group(self, payloads: Sequence[bytes]) -> Exception | None:
         if not payloads:
             return None
-        moved = self._ends.moved
-        used = 0 if moved is None else moved.place.segment
+        used = self._ends.moved.place.segment
         try:
             self._writer.write(self._clock(), payloads, used=used)
         except Exception as error:  # the thread must live, and the callers must know
@@ -384,7 +378,7 @@ class Journal:
         with self._moving() as mover:
             mover.forget(sequences)
 
-    def set_aside(self, sequence: int, reason: str) -> None:
+    def set_aside(self, sequence: int, payload: bytes, reason: str) -> None:
         """Keep an event that was read, and that the database refuses for good.
 
         Raises
@@ -393,8 +387,7 @@ class Journal:
             When the file of such events can't be written; the event still waits.
         """
         with self._moving() as mover:
-            payload = mover.payload(sequence)
-            if payload is None:
+            if not mover.waits(sequence):
                 return
             with self._changed:
                 self._set_aside.add(payload, reason)

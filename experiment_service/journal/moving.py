@@ -8,7 +8,6 @@ from pathlib import Path
 
 from experiment_service.journal.groups import (
     DAMAGED,
-    SPARES,
     GroupReader,
     Place,
     first_place,
@@ -18,16 +17,17 @@ from experiment_service.journal.groups import (
 from experiment_service.journal.slot import Ends, Moved
 
 _READ_BYTES = 8 << 20
+# Segments that were moved and are kept to be written over, which is safe on disk sooner
+# than making a file longer.
+_SPARES = 2
 
 
 def moved_so_far(folder: Path, ends: Ends) -> Moved:
     """Return how far a folder's events were moved; nothing where that is not known."""
     moved = ends.moved
-    if moved is not None and segment_path(folder, moved.place.segment).exists():
+    if segment_path(folder, moved.place.segment).exists():
         return moved
     place = first_place(folder)
-    if moved is None:
-        return Moved(place, place.sequence, 0, 0)
     sequence = max(moved.sequence, place.sequence)
     return Moved(place, sequence, moved.events, moved.size)
 
@@ -82,14 +82,15 @@ class Mover:
                     break
                 continue
             sequence, payload = self._ahead.popleft()
-            if sequence > after and self._waits(sequence):
+            if sequence > after and self.waits(sequence):
                 entries.append((sequence, payload))
                 size += len(payload)
         self._returned = entries[-1][0] if entries else after
         self._advance()
         return entries
 
-    def _waits(self, sequence: int) -> bool:
+    def waits(self, sequence: int) -> bool:
+        """Whether an event was read and is not forgotten."""
         return sequence in self._sizes and sequence not in self._gone
 
     def _begin_again(self) -> None:
@@ -100,8 +101,7 @@ class Mover:
 
     def _read_ahead(self) -> bool:
         """Read one more group; False when there is none."""
-        appended = self._ends.appended
-        group = self._reader.read(complete=appended.complete if appended else 0)
+        group = self._reader.read(complete=self._ends.appended.complete)
         if group is None:
             return False
         self._groups.append((group.place, group.end.sequence))
@@ -110,13 +110,6 @@ class Mover:
                 self._sizes[sequence] = len(payload)
                 self._ahead.append((sequence, payload))
         return True
-
-    def payload(self, sequence: int) -> bytes | None:
-        """Return an event that was read and is not forgotten; None when there is none."""
-        if not self._waits(sequence):
-            return None
-        found = self.read(1, sequence - 1)
-        return found[0][1] if found and found[0][0] == sequence else None
 
     def forget(self, sequences: Sequence[int]) -> None:
         """Forget events that were read; others are none of ours.
@@ -127,7 +120,7 @@ class Mover:
             When a file that is not needed any more can't be removed.
         """
         for sequence in sequences:
-            if self._waits(sequence):
+            if self.waits(sequence):
                 self._gone.add(sequence)
                 self.gone_size += self._sizes[sequence]
         self._advance()
@@ -162,7 +155,7 @@ class Mover:
     def _tidy(self, needed: int) -> None:
         """Remove segments before the one that is needed, but for the spares."""
         used = [n for n in segment_numbers(self._folder) if n < needed]
-        for number in used[:-SPARES]:
+        for number in used[:-_SPARES]:
             # Another process may take it to be written over at the same time.
             segment_path(self._folder, number).unlink(missing_ok=True)
 

@@ -187,8 +187,8 @@ class Ends:
             self._page = mmap.mmap(file, _ENDS_BYTES)
         finally:
             os.close(file)
-        self._last_moved: Moved | None = None
-        self._last_appended: Appended | None = None
+        self._last_moved = Moved(Place(0, 0, 0), 0, 0, 0)
+        self._last_appended = Appended(0, 0, 0, 0)
 
     @staticmethod
     def are_in(folder: Path) -> bool:
@@ -199,8 +199,8 @@ class Ends:
             return False
 
     @property
-    def moved(self) -> Moved | None:
-        """What was moved; None when nothing good is there."""
+    def moved(self) -> Moved:
+        """What was moved; all 0 when nothing good is there."""
         numbers = self._load(_MOVED_AT, _MOVED)
         if numbers is not None:
             segment, offset, first, sequence, events, size = numbers
@@ -217,8 +217,8 @@ class Ends:
         )
 
     @property
-    def appended(self) -> Appended | None:
-        """What was appended; None when nothing good is there."""
+    def appended(self) -> Appended:
+        """What was appended; all 0 when nothing good is there."""
         numbers = self._load(_APPENDED_AT, _APPENDED)
         if numbers is not None:
             self._last_appended = Appended(*numbers)
@@ -261,8 +261,7 @@ class Ends:
 
 
 def _checksum(facts: bytes) -> bytes:
-    # Not 0 for zeros: a page that was never written holds nothing.
-    return _CHECKSUM.pack(zlib.crc32(facts, 1))
+    return _CHECKSUM.pack(zlib.crc32(facts))
 
 
 class SetAside:

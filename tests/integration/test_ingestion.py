@@ -331,7 +331,7 @@ def test_events_set_aside_by_a_dead_process_are_tried_again(
 ):
     journals = [Journal.open(directory, max_bytes=LARGE) for _ in range(2)]
     append(journals[1], make.exposure(experiment_id))
-    journals[1].set_aside(journals[1].read(1)[0][0], "an older version's reason")
+    journals[1].set_aside(*journals[1].read(1)[0], "an older version's reason")
     journals[1].close()
     with closing(journals[0]), running(journals[0], engine):
         wait_for(lambda: count(engine, "exposure") == 1)

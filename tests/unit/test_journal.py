@@ -194,7 +194,7 @@ def test_closed_journal_refuses(directory):
         lambda: journal.append([b"b"]),
         lambda: journal.read(1),
         lambda: journal.delete([1]),
-        lambda: journal.set_aside(1, "no"),
+        lambda: journal.set_aside(1, b"a", "no"),
     ):
         with pytest.raises(Unavailable):
             use()
@@ -208,7 +208,7 @@ def test_set_aside_events_are_kept_counted_and_told(directory, caplog):
         append(journal, b"good", b"bad")
         sequence = journal.read(2)[1][0]
         with caplog.at_level(logging.ERROR):
-            journal.set_aside(sequence, "kind is 'stare'")
+            journal.set_aside(sequence, b"bad", "kind is 'stare'")
         assert f"sequence={sequence} reason=kind is 'stare'" in caplog.text
         assert (journal.depth, journal.pending_bytes) == (1, 4)
         assert journal.set_aside_count == 1
@@ -805,11 +805,11 @@ def test_other_files_are_no_journals(directory):
 def test_set_aside_survives_a_line_that_is_no_event(directory, line, caplog):
     with closing(Journal.open(directory, max_bytes=LARGE)) as journal:
         append(journal, b"\xff not text", b"other")
-        journal.set_aside(journal.read(1)[0][0], "no text")
+        journal.set_aside(*journal.read(1)[0], "no text")
         path = journal.path / "set-aside.jsonl"
         with path.open("a") as file:
             file.write(line)
-        journal.set_aside(journal.read(1)[0][0], "no reason")
+        journal.set_aside(*journal.read(1)[0], "no reason")
         assert (journal.depth, journal.set_aside_count) == (0, 2)
     with closing(Journal.open(directory, max_bytes=LARGE)) as journal:
         assert (journal.depth, journal.set_aside_count) == (0, 2)
@@ -891,11 +891,11 @@ def test_event_that_could_not_be_set_aside_still_waits(journal, monkeypatch):
     write = os.write
     monkeypatch.setattr(os, "write", lambda file, line: write(file, line[:10]))
     with pytest.raises(Unavailable, match="No space left"):
-        journal.set_aside(sequence, "no reason")
+        journal.set_aside(sequence, b"bad", "no reason")
     monkeypatch.undo()
     assert (journal.depth, journal.set_aside_count) == (1, 0)
     assert payloads_of(journal) == [b"bad"]
-    journal.set_aside(sequence, "no reason")
+    journal.set_aside(sequence, b"bad", "no reason")
     assert (journal.depth, journal.set_aside_count) == (0, 1)
 
 
