@@ -47,6 +47,9 @@ log = logging.getLogger(__name__)
 
 _MAX_PAUSE_SECONDS = 10.0
 
+#: For jobs that run when the worker is asked to end.
+_GRACE_SECONDS = 10
+
 #: What was due while no worker ran is made up for, once, if it is not older.
 _MOST_LATE_SECONDS = 6 * 3600
 
@@ -226,7 +229,7 @@ async def _work(
         await asyncio.wait({running, stopped}, return_when=asyncio.FIRST_COMPLETED)
         stopped.cancel()
         if stopping.is_set():
-            running.cancel()
+            await _end(running)
         failure = (await asyncio.gather(running, return_exceptions=True))[0]
         if stopping.is_set():
             break
@@ -239,25 +242,43 @@ async def _work(
     log.info("worker stopped")
 
 
+async def _end(running: asyncio.Task[None]) -> None:
+    """Cancel it until it has ended: Python 3.11 may lose a cancellation.
+
+    `asyncio.wait_for` does when what it waits for comes at the same moment.
+    """
+    while not running.done():
+        running.cancel()
+        await asyncio.wait({running}, timeout=_GRACE_SECONDS + 2)
+
+
 async def _run_until_failure(
     engine: Engine, url: str, settings: Settings, releases: Sequence[ReleaseJob]
 ) -> None:
     app = create_app(engine, url, settings, releases)
-    async with app.open_async(), asyncio.TaskGroup() as group:
-        jobs = [job.name for job in JOBS] + [f"release {job.model}" for job in releases]
+    jobs = [job.name for job in JOBS] + [f"release {job.model}" for job in releases]
+    try:
+        await app.open_async()
         log.info("worker started jobs=%s", jobs)
-        if releases:
-            group.create_task(scheduled_releases.work(app))
-        if settings.mlflow_tracking_uri is not None:
-            environment = settings.environment(database_url=url)
-            group.create_task(scheduled_mirror.follow(engine, environment=environment))
-        group.create_task(
-            app.run_worker_async(
-                # Not those of another worker that has pipelines.
-                queues=["default"],
-                install_signal_handlers=False,
-                delete_jobs="successful",
-                fetch_job_polling_interval=1.0,
-                shutdown_graceful_timeout=10,
+        async with asyncio.TaskGroup() as group:
+            if releases:
+                group.create_task(scheduled_releases.work(app))
+            if settings.mlflow_tracking_uri is not None:
+                environment = settings.environment(database_url=url)
+                group.create_task(
+                    scheduled_mirror.follow(engine, environment=environment)
+                )
+            group.create_task(
+                app.run_worker_async(
+                    # Not those of another worker that has pipelines.
+                    queues=["default"],
+                    install_signal_handlers=False,
+                    delete_jobs="successful",
+                    fetch_job_polling_interval=1.0,
+                    shutdown_graceful_timeout=_GRACE_SECONDS,
+                )
             )
-        )
+    finally:
+        # Also when it was cancelled as it opened: a task of the pool that connects
+        # survives being cancelled, and the process would wait for it for ever.
+        await app.close_async()

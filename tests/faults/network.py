@@ -21,10 +21,14 @@ def silence(address):
 
 
 class SlowProxy:
-    """A TCP proxy that delivers each piece some seconds late, in both directions."""
+    """A TCP proxy that delivers each piece some seconds late, in both directions.
 
-    def __init__(self, port, *, seconds):
+    Its first `prompt_connections` are not delayed.
+    """
+
+    def __init__(self, port, *, seconds, prompt_connections=0):
         self._target, self._seconds = port, seconds
+        self._prompt_connections = prompt_connections
         self._started = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
 
@@ -39,19 +43,35 @@ class SlowProxy:
 
     async def _run(self):
         self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
-        server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self._serving = set()
+        server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
         self.port = server.sockets[0].getsockname()[1]
         self._started.set()
         await self._stopping.wait()
         server.close()
+        for each in self._serving:
+            each.cancel()
+        await asyncio.gather(*self._serving, return_exceptions=True)
 
-    async def _serve(self, client, answer):
+    def _accept(self, client, answer):
+        seconds = 0 if self._prompt_connections > 0 else self._seconds
+        self._prompt_connections -= 1
+        serving = self._loop.create_task(self._serve(client, answer, seconds))
+        self._serving.add(serving)
+        serving.add_done_callback(self._serving.discard)
+
+    async def _serve(self, client, answer, seconds):
         server, request = await asyncio.open_connection("127.0.0.1", self._target)
-        await asyncio.gather(
-            self._pass_on(client, request), self._pass_on(server, answer)
-        )
+        try:
+            await asyncio.gather(
+                self._pass_on(client, request, seconds),
+                self._pass_on(server, answer, seconds),
+            )
+        finally:
+            request.close()
+            answer.close()
 
-    async def _pass_on(self, reader, writer):
+    async def _pass_on(self, reader, writer, seconds):
         pieces = asyncio.Queue()
 
         async def deliver():
@@ -65,7 +85,7 @@ class SlowProxy:
         delivering = asyncio.create_task(deliver())
         try:
             while data := await reader.read(1 << 16):
-                pieces.put_nowait((self._loop.time() + self._seconds, data))
+                pieces.put_nowait((self._loop.time() + seconds, data))
         except ConnectionError:
             pass
         pieces.put_nowait(None)

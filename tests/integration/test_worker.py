@@ -10,11 +10,13 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.engine import make_url
 
 from experiment_service import experimentation
 from experiment_service.domain.declaration import parse_declaration
 from experiment_service.storage import experiments as storage
 from experiment_service.storage.database import transaction
+from tests.faults.network import SlowProxy
 from tests.integration.test_reallocation import make_live, store_rewards
 
 INTERVAL = timedelta(seconds=5)
@@ -148,6 +150,33 @@ def test_sigterm_while_it_starts_is_an_orderly_end(database_url, tmp_path, delay
         # Before Python has come to our code the signal ends it by itself.
         assert status in (0, -signal.SIGTERM), process.log.read_text()
         assert "Traceback" not in process.log.read_text()
+
+
+def test_sigterm_while_its_jobs_connect_is_an_orderly_end(
+    engine, database_url, tmp_path
+):
+    url = make_url(database_url)
+    with (
+        # The first connection is that of the start.
+        SlowProxy(url.port, seconds=1, prompt_connections=1) as proxy,
+        worker(url.set(port=proxy.port).render_as_string(False), tmp_path) as process,
+    ):
+        # The server knows of the second, and its answer is still on the way.
+        wait_for(lambda: worker_connections(engine) == 2, [process])
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0, process.log.read_text()
+    assert "Traceback" not in process.log.read_text()
+
+
+def worker_connections(engine):
+    with transaction(engine) as connection:
+        return connection.scalar(
+            text(
+                "SELECT count(*) FROM pg_stat_activity"
+                " WHERE application_name = 'experiment-service worker'"
+                " AND datname = current_database()"
+            )
+        )
 
 
 def test_a_worker_of_a_missing_database_says_so(tmp_path):
