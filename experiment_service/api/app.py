@@ -93,8 +93,8 @@ SERVER_OPTIONS: dict[str, Any] = {
     "timeout_graceful_shutdown": 10,
 }
 
-# By Python's default a thread waits 5 ms for its turn while another computes: the journal
-# before and after it writes, the loop while a report is made. This costs little.
+# By Python's default a thread waits 5 ms for its turn while another computes, such as the
+# loop while a report is made. This costs little.
 _SWITCH_SECONDS = 0.0002
 
 # Objects made before the collector looks at them. Requests leave nothing behind for it,
@@ -190,7 +190,7 @@ class ExperimentApi(FastAPI):
             storing = loop.create_task(self._store_use_for_ever())
             log.info("serving data_dir=%s", self._settings.data_dir)
             try:
-                with self.monitor.running():
+                with self.monitor.running(), self.services.journal.settled_by(loop):
                     yield
             finally:
                 storing.cancel()

@@ -43,13 +43,13 @@ _PROBLEM_SECONDS = 10.0
 class Outbox:
     """Gathers the events of one turn of the event loop into one append.
 
-    Waking another thread, and being woken, costs more than writing an event; under load
-    it is done once for all requests that arrived together.
+    Making events safe costs more than writing them; under load it is done once for all
+    requests that arrived together.
 
     Parameters
     ----------
     journal : Journal
-        Where events become durable.
+        Where events become durable; settled by the loop.
     loop : AbstractEventLoop
         The loop that requests run in; all calls come from it.
     """
@@ -95,10 +95,10 @@ class Outbox:
             self._settle(waiters, error)
             return
 
-        def wake(done: Future[None]) -> None:
-            self._loop.call_soon_threadsafe(self._settle, waiters, done.exception())
+        def settle(done: Future[None]) -> None:
+            self._settle(waiters, done.exception())
 
-        durable.add_done_callback(wake)
+        durable.add_done_callback(settle)
 
     def _settle(
         self, waiters: Sequence[asyncio.Future[None]], error: BaseException | None

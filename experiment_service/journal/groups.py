@@ -1,7 +1,7 @@
 """Groups of events in segments: how they are written, and read again in their order.
 
 A segment is a file of some 4 MiB. It begins with its own number and the number of its
-first event, and holds groups: what one write made safe together, with its checksum. A
+first event, and holds groups: what is made safe at once, with its checksum. A
 group that was cut off is no group, and what a used segment held before is of numbers long
 past: both end what can be read. The module knows no locks, and not what events mean.
 """
@@ -11,12 +11,13 @@ import logging
 import os
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-from experiment_service.files import OWNER_ONLY, sync_directory
+from experiment_service.files import OWNER_ONLY
 
 log = logging.getLogger(__name__)
 
@@ -139,8 +140,23 @@ def _encode(sequence: int, now: float, payloads: Sequence[bytes]) -> bytes:
     return b"".join((_GROUP.pack(_GROUP_MARK, checksum), facts, body))
 
 
+class Unsafe(NamedTuple):
+    """What has to be synced before a group is safe.
+
+    Attributes
+    ----------
+    file : int
+        Descriptor of its segment.
+    folder : int or None
+        Descriptor of the segment's folder, when its name is new too.
+    """
+
+    file: int
+    folder: int | None
+
+
 class GroupWriter:
-    """Writes groups, each safe on disk before the call returns; for one thread.
+    """Writes groups, which the caller then makes safe; for one thread at a time.
 
     After a failure it goes on in another segment and with other numbers: nobody knows
     what of the group is on disk, and whoever reads may have seen it.
@@ -158,25 +174,33 @@ class GroupWriter:
     segment : int
         Largest number of a segment that there ever was.
     complete : int
-        All events with smaller numbers can be read.
+        All events with smaller numbers are safe, and can be read.
     """
 
     def __init__(self, folder: Path, *, segment: int, sequence: int) -> None:
         self._folder = folder
         self.segment = segment
-        self._file: int | None = None
+        self._opened: Unsafe | None = None
         self._offset = 0
         self._next = self.complete = sequence
 
-    def write(self, now: float, payloads: Sequence[bytes], *, used: int) -> None:
-        """Write one group.
+    def write(
+        self, now: float, payloads: Sequence[bytes], *, used: Callable[[], int]
+    ) -> Unsafe:
+        """Write one group; `confirm` it once it is safe, or `close` when that failed.
 
         Parameters
         ----------
         now : float
             Seconds since 1970.
-        used : int
-            Segments with smaller numbers have been moved, and may be written over.
+        used : callable
+            Returns the number below which segments have been moved, and may be written
+            over.
+
+        Returns
+        -------
+        unsafe : Unsafe
+            What has to be synced.
 
         Raises
         ------
@@ -187,36 +211,40 @@ class GroupWriter:
         first = self._next
         self._next += len(payloads)
         try:
-            if self._file is None or self._offset >= SEGMENT_BYTES:
-                self._begin(first, group, used)
-            else:
-                _write_all(self._file, group, self._offset)
-                self._offset += len(group)
+            if self._opened is None or self._offset >= SEGMENT_BYTES:
+                return self._begin(first, group, used)
+            _write_all(self._opened.file, group, self._offset)
         except BaseException:
             self.close()
             raise
+        self._offset += len(group)
+        return self._opened._replace(folder=None)
+
+    def confirm(self) -> None:
+        """Take note that what was written is safe."""
         self.complete = self._next
 
-    def _begin(self, first: int, group: bytes, used: int) -> None:
+    def _begin(self, first: int, group: bytes, used: Callable[[], int]) -> Unsafe:
         """Begin a segment; one that failed is removed, and its number not used again."""
         self.close()
         self.segment += 1
         path = segment_path(self._folder, self.segment)
         content = _write_head(self.segment, first, self.complete) + group
         try:
-            is_new = not self._take_used(path, used)
-            flags = os.O_WRONLY | os.O_CREAT | os.O_DSYNC
-            self._file = os.open(path, flags, OWNER_ONLY)
+            is_new = not self._take_used(path, used())
+            file = os.open(path, os.O_WRONLY | os.O_CREAT, OWNER_ONLY)
+            self._opened = Unsafe(file, None)
             if is_new:
                 # Once: each write that makes a file longer takes the disk longer.
-                os.posix_fallocate(self._file, 0, SEGMENT_BYTES)
-            _write_all(self._file, content, 0)
-            sync_directory(self._folder)
+                os.posix_fallocate(file, 0, SEGMENT_BYTES)
+            _write_all(file, content, 0)
+            self._opened = Unsafe(file, os.open(self._folder, os.O_RDONLY))
         except BaseException:
             with suppress(OSError):
                 path.unlink()
             raise
         self._offset = len(content)
+        return self._opened
 
     def _take_used(self, path: Path, used: int) -> bool:
         """Give the oldest used segment another name; False when there is none."""
@@ -230,10 +258,13 @@ class GroupWriter:
         return False
 
     def close(self) -> None:
-        """Close the file."""
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
+        """Close the files."""
+        if self._opened is not None:
+            file, folder = self._opened
+            self._opened = None
+            os.close(file)
+            if folder is not None:
+                os.close(folder)
 
 
 def _write_all(file: int, content: bytes, offset: int) -> None:

@@ -1,6 +1,8 @@
 """The journal as the service sees it: appending, moving, and who does which."""
 
+import asyncio
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -31,11 +33,12 @@ from experiment_service.journal.slot import (
     translated,
     unavailable,
 )
+from experiment_service.journal.syncing import Sync, make_sync, wait_for
 
 log = logging.getLogger(__name__)
 
-# Least time from the beginning of a group to that of the next, while events come.
-_PACE_SECONDS = 0.001
+# Events of one append, and who waits for them.
+_Appends = list[tuple[Sequence[bytes], Future[None]]]
 
 
 class Journal:
@@ -75,10 +78,13 @@ class Journal:
         # Guards the mover; there is none where another process moves the events.
         self._moves = threading.Lock()
         self._mover = None if locks.mover is None else Mover(path, self._ends)
-        # Guards the queue; never held while the disk works.
-        self._changed = threading.Condition()
-        self._queue: list[tuple[Sequence[bytes], Future[None]]] = []
-        self._queued_bytes = 0
+        # Guards what follows; never held while waiting for the disk.
+        self._appending = threading.Lock()
+        self._queue: _Appends = []
+        self._under_way: _Appends = []
+        self._unsafe_bytes = 0
+        self._sync: Sync | None = None
+        self._is_settled_by_loop = False
         self._thread: threading.Thread | None = None
         self._closed = threading.Event()
         self._failing = False
@@ -221,8 +227,8 @@ class Journal:
 
     @property
     def pending_bytes(self) -> int:
-        """Payload of the events that wait or are being written."""
-        return self._waiting()[1] + self._queued_bytes
+        """Payload of the events that wait or are about to."""
+        return self._waiting()[1] + self._unsafe_bytes
 
     def _waiting(self) -> tuple[int, int]:
         """Return how many events wait, and their bytes."""
@@ -254,6 +260,7 @@ class Journal:
         """Hand over events; return a future that is done once they are safe on disk.
 
         Never waits for the disk. The future fails with Unavailable when the disk does.
+        Events that are handed over meanwhile become safe together, after these.
 
         Raises
         ------
@@ -264,7 +271,8 @@ class Journal:
         future: Future[None] = Future()
         # Running: a caller that gives up can't cancel it for the others.
         future.set_running_or_notify_cancel()
-        with self._changed:
+        ended: list[tuple[_Appends, Exception | None]] = []
+        with self._appending:
             self._check_open()
             kept = self.pending_bytes + self._set_aside.size
             if kept + size > self._max_bytes:
@@ -272,56 +280,114 @@ class Journal:
                     f"the journal is full: {kept} of {self._max_bytes} bytes are used "
                     "by events that wait for the database; try again when it is back"
                 )
-            if self._thread is None:
-                thread = threading.Thread(
-                    target=self._write_until_closed, name="journal", daemon=True
-                )
-                thread.start()
-                self._thread = thread
             self._queue.append((payloads, future))
-            self._queued_bytes += size
-            self._changed.notify()
+            self._unsafe_bytes += size
+            if not self._under_way:
+                ended = self._begin_next()
+            if self._under_way and not self._is_settled_by_loop:
+                self._start_thread()
+        _tell(ended)
         return future
 
     def _check_open(self) -> None:
         if self._closed.is_set():
             raise Unavailable("the journal is closed; this process is stopping")
 
-    def _write_until_closed(self) -> None:
-        while group := self._next_group():
-            begun = time.monotonic()
-            payloads = [payload for each, _ in group for payload in each]
-            size = sum(map(len, payloads))
-            failure = self._write(payloads, size)
-            busy = bool(self._queue)
-            for _, future in group:
-                if failure is None:
-                    future.set_result(None)
-                else:
-                    future.set_exception(failure)
-            if busy:
-                # A group costs as much whatever is in it: more may go into the next.
-                self._closed.wait(begun + _PACE_SECONDS - time.monotonic())
+    @contextmanager
+    def settled_by(self, loop: asyncio.AbstractEventLoop) -> Iterator[None]:
+        """Let an event loop see to what was appended, in place of a thread.
 
-    def _next_group(self) -> list[tuple[Sequence[bytes], Future[None]]]:
-        """Wait for appends and take all there are; none when the journal is closed."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._queue or self._closed.is_set())
-            group, self._queue = self._queue, []
-            return group
+        For the thread of the loop, from which alone events are appended meanwhile; futures
+        are done there. At the end it waits for what is under way.
 
-    def _write(self, payloads: Sequence[bytes], size: int) -> Unavailable | None:
-        failure = self._write_group(payloads)
-        with self._changed:
-            self._queued_bytes -= size
-            before = self._ends.appended
-            written = (len(payloads), size) if failure is None else (0, 0)
-            self._ends.appended = Appended(
-                segment=self._writer.segment,
-                complete=self._writer.complete,
-                events=before.events + written[0],
-                size=before.size + written[1],
+        Raises
+        ------
+        Unavailable
+            When the folder can't be read.
+        """
+        with self._appending, translated(self.path):
+            sync = self._opened_sync()
+            self._is_settled_by_loop = True
+        loop.add_reader(sync.fileno, self._settle)
+        try:
+            yield
+        finally:
+            loop.remove_reader(sync.fileno)
+            self._settle_all()
+            self._is_settled_by_loop = False
+
+    def _opened_sync(self) -> Sync:
+        if self._sync is None:
+            self._sync = make_sync(self.path)
+        return self._sync
+
+    def _start_thread(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(
+                target=self._settle_until_closed, name="journal", daemon=True
             )
+            self._thread.start()
+
+    def _settle_until_closed(self) -> None:
+        while not self._closed.is_set():
+            self._settle(wait=True)
+
+    def _settle_all(self) -> None:
+        while self._under_way:
+            self._settle(wait=True)
+
+    def _settle(self, *, wait: bool = False) -> None:
+        """Tell those whose events have become safe, and begin with the next."""
+        if self._sync is None:
+            return
+        if wait:
+            wait_for(self._sync)
+        with self._appending:
+            failure: Exception | None = None
+            try:
+                if not self._sync.has_ended():
+                    return
+                self._writer.confirm()
+            except OSError as error:
+                self._writer.close()
+                failure = error
+            group, self._under_way = self._under_way, []
+            ended = [(group, self._note(group, failure)), *self._begin_next()]
+        _tell(ended)
+
+    def _begin_next(self) -> list[tuple[_Appends, Exception | None]]:
+        """Write what is queued; return it at once if it did not come to wait for."""
+        group, self._queue = self._queue, []
+        payloads = [payload for each, _ in group for payload in each]
+        failure: Exception | None = None
+        if payloads:
+            try:
+                unsafe = self._writer.write(
+                    self._clock(),
+                    payloads,
+                    used=lambda: self._ends.moved.place.segment,
+                )
+                self._opened_sync().begin(*unsafe)
+            except Exception as error:  # whatever it is, the callers must know
+                self._writer.close()
+                failure = error
+            else:
+                self._under_way = group
+                return []
+        return [(group, self._note(group, failure))] if group else []
+
+    def _note(self, group: _Appends, failure: Exception | None) -> Unavailable | None:
+        """Count a group that has ended; return what its callers are told."""
+        lengths = [len(payload) for payloads, _ in group for payload in payloads]
+        self._unsafe_bytes -= sum(lengths)
+        before = self._ends.appended
+        written = (len(lengths), sum(lengths)) if failure is None else (0, 0)
+        self._ends.appended = Appended(
+            segment=self._writer.segment,
+            complete=self._writer.complete,
+            events=before.events + written[0],
+            size=before.size + written[1],
+        )
         if failure is None:
             if self._failing:
                 log.warning("journal is written again path=%s", self.path)
@@ -336,16 +402,6 @@ class Journal:
             )
         self._failing = failure is not None
         return None if failure is None else unavailable(self.path, failure)
-
-    def _write_group(self, payloads: Sequence[bytes]) -> Exception | None:
-        if not payloads:
-            return None
-        used = self._ends.moved.place.segment
-        try:
-            self._writer.write(self._clock(), payloads, used=used)
-        except Exception as error:  # the thread must live, and the callers must know
-            return error
-        return None
 
     def read(self, limit: int, *, after: int = 0) -> list[tuple[int, bytes]]:
         """Return the oldest events with their sequence numbers, at most some 8 MiB.
@@ -389,7 +445,7 @@ class Journal:
         with self._moving() as mover:
             if not mover.waits(sequence):
                 return
-            with self._changed:
+            with self._appending:
                 self._set_aside.add(payload, reason)
             mover.forget([sequence])
         log.error(
@@ -432,24 +488,36 @@ class Journal:
         remove : bool
             Remove the files too, if nothing is left in them.
         """
-        with self._changed:
+        with self._appending:
             already = self._closed.is_set()
             self._closed.set()
-            self._changed.notify_all()
         if already:
             return
-        if self._thread is not None:
+        if self._thread is not None and self._sync is not None:
+            os.eventfd_write(self._sync.fileno, 1)
             self._thread.join()
+        self._settle_all()
         with self._moves:
             empty = not self.depth and not self._set_aside.count
             if self._locks.owner is not None:
                 self._writer.close()
+            if self._sync is not None:
+                self._sync.close()
             if self._mover is not None:
                 self._mover.close()
             self._ends.close()
             if remove and empty:
                 remove_slot(self.path)
             self._locks.release()
+
+
+def _tell(ended: Sequence[tuple[_Appends, Exception | None]]) -> None:
+    for group, failure in ended:
+        for _, future in group:
+            if failure is None:
+                future.set_result(None)
+            else:
+                future.set_exception(failure)
 
 
 @contextmanager

@@ -3,7 +3,8 @@
 Run by `make bench`, in half a minute. Groups go one after the other: each waits for the
 disk, and every hundred of them what waits is read and forgotten.
 
-    journal  as requests use it: handed to its thread, which wakes the caller
+    journal  as requests use it: in an event loop, which hears when events are safe
+    thread   the same, seen to by the journal's own thread
     files    the same files, written by the caller itself
     SQLite   a table with a log (WAL), of which each commit waits for the disk
     disk     the same bytes, written over the same file
@@ -20,6 +21,8 @@ import time
 from contextlib import closing
 from pathlib import Path
 
+import uvloop
+
 from experiment_service.journal import Journal
 from experiment_service.journal.groups import GroupWriter
 from experiment_service.journal.moving import Mover
@@ -33,14 +36,30 @@ MOVED = 100
 WARMING = 3
 
 
-def in_journal(directory, count):
-    journal = Journal.open(directory, max_bytes=1 << 30)
-    with closing(journal):
+def in_loop(directory, count):
+    with (
+        closing(Journal.open(directory, max_bytes=1 << 30)) as journal,
+        closing(uvloop.new_event_loop()) as loop,
+        journal.settled_by(loop),
+    ):
+        while True:
+            journal.append([EVENT] * count).add_done_callback(lambda _: loop.stop())
+            loop.run_forever()
+            if (yield):
+                forget(journal, count)
+
+
+def in_thread(directory, count):
+    with closing(Journal.open(directory, max_bytes=1 << 30)) as journal:
         while True:
             journal.append([EVENT] * count).result()
             if (yield):
-                entries = journal.read(MOVED * count)
-                journal.delete([sequence for sequence, _ in entries])
+                forget(journal, count)
+
+
+def forget(journal, count):
+    entries = journal.read(MOVED * count)
+    journal.delete([sequence for sequence, _ in entries])
 
 
 def in_files(directory, count):
@@ -52,7 +71,11 @@ def in_files(directory, count):
     )
     with closing(ends), closing(writer), closing(mover):
         while True:
-            writer.write(0.0, [EVENT] * count, used=mover.moved.place.segment)
+            unsafe = writer.write(
+                0.0, [EVENT] * count, used=lambda: mover.moved.place.segment
+            )
+            os.fdatasync(unsafe.file)
+            writer.confirm()
             if (yield):
                 entries = mover.read(MOVED * count, 0)
                 mover.forget([sequence for sequence, _ in entries])
@@ -107,7 +130,8 @@ def main():
     for count in SIZES:
         with tempfile.TemporaryDirectory(dir=Path.cwd(), prefix=".bench-") as name:
             ways = {
-                "journal": in_journal(Path(name) / "journal", count),
+                "journal": in_loop(Path(name) / "journal", count),
+                "thread": in_thread(Path(name) / "thread", count),
                 "files": in_files(Path(name) / "files", count),
                 "SQLite": in_sqlite(Path(name) / "peer", count),
                 "disk": on_disk(Path(name) / "floor", count),

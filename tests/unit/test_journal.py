@@ -1,5 +1,6 @@
 """The journal: what it has acknowledged survives, whatever dies."""
 
+import asyncio
 import errno
 import json
 import logging
@@ -16,10 +17,13 @@ from datetime import UTC, datetime
 
 import numpy as np
 import pytest
+import uvloop
 
 from experiment_service.errors import Unavailable
-from experiment_service.journal import Journal, groups
+from experiment_service.journal import Journal, groups, syncing
+from experiment_service.journal import journal as journal_module
 from experiment_service.journal.groups import GroupWriter
+from experiment_service.journal.syncing import KernelSync, ThreadSync
 
 LARGE = 1 << 30
 
@@ -107,20 +111,26 @@ def test_many_threads_append_at_once(journal):
     assert (journal.depth, journal.pending_bytes, journal.oldest_age) == (0, 0, None)
 
 
-def test_appends_share_their_wait_for_the_disk(journal, monkeypatch):
+@pytest.fixture
+def go_on(monkeypatch):
+    """Let no event become safe until it is set."""
+    go_on = threading.Event()
+    monkeypatch.setattr(syncing.os, "fdatasync", lambda _: go_on.wait(10))
+    monkeypatch.setattr(journal_module, "make_sync", lambda _: ThreadSync())
+    yield go_on
+    go_on.set()
+
+
+def test_appends_share_their_wait_for_the_disk(journal, go_on, monkeypatch):
     groups = []
-    write = journal._write
-    entered, go_on = threading.Event(), threading.Event()
+    write = GroupWriter.write
 
-    def slow_write(payloads, size):
+    def note(self, now, payloads, **options):
         groups.append(len(payloads))
-        entered.set()
-        assert go_on.wait(10)
-        return write(payloads, size)
+        return write(self, now, payloads, **options)
 
-    monkeypatch.setattr(journal, "_write", slow_write)
+    monkeypatch.setattr(GroupWriter, "write", note)
     futures = [journal.append([b"first"])]
-    assert entered.wait(10)
     futures += [journal.append([b"x", b"y"]) for _ in range(100)]
     assert not any(future.done() for future in futures)
     assert journal.pending_bytes == 205
@@ -170,19 +180,57 @@ def test_full_journal_refuses_and_takes_again(directory):
         assert journal.depth == 2
 
 
-def test_bound_holds_for_what_is_not_written_yet(journal, monkeypatch):
-    journal._max_bytes = 100
-    go_on = threading.Event()
-    write = journal._write
-    monkeypatch.setattr(
-        journal, "_write", lambda *args: go_on.wait(10) and write(*args)
-    )
-    futures = [journal.append([bytes(30)]) for _ in range(3)]
-    with pytest.raises(Unavailable, match="full"):
-        journal.append([bytes(30)])
+def test_bound_holds_for_what_is_not_safe_yet(directory, go_on):
+    with closing(Journal.open(directory, max_bytes=100)) as journal:
+        futures = [journal.append([bytes(30)]) for _ in range(3)]
+        with pytest.raises(Unavailable, match="full"):
+            journal.append([bytes(30)])
+        go_on.set()
+        wait(futures, timeout=10)
+        assert journal.depth == 3
+
+
+def test_closing_waits_for_what_was_handed_over(directory, go_on):
+    journal = Journal.open(directory, max_bytes=LARGE)
+    futures = [journal.append([b"a"]), journal.append([b"b"])]
+    closing_ = threading.Thread(target=journal.close)
+    closing_.start()
+    assert not any(future.done() for future in futures)
     go_on.set()
-    wait(futures, timeout=10)
-    assert journal.depth == 3
+    closing_.join(10)
+    assert [future.result(timeout=0) for future in futures] == [None, None]
+
+
+@pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop])
+def loop(request):
+    with closing(request.param()) as loop:
+        yield loop
+
+
+def test_event_loop_settles_what_it_appends(journal, loop):
+    threads, tasks = set(), 50
+
+    async def shop(number):
+        for visit in range(20):
+            future = journal.append([b"%d-%d" % (number, visit)])
+            future.add_done_callback(lambda _: threads.add(threading.current_thread()))
+            await asyncio.wrap_future(future)
+
+    async def shops():
+        await asyncio.gather(*(shop(number) for number in range(tasks)))
+
+    with journal.settled_by(loop):
+        loop.run_until_complete(asyncio.wait_for(shops(), 30))
+        assert threads == {threading.main_thread()}
+        late = [journal.append([b"late"]), journal.append([b"later"])]
+    assert [future.result(timeout=0) for future in late] == [None, None]
+    append(journal, b"last")
+    found = payloads_of(journal)
+    assert found[-3:] == [b"late", b"later", b"last"]
+    assert len(set(found)) == len(found) == tasks * 20 + 3
+    for number in range(tasks):
+        mine = [each for each in found if each.startswith(b"%d-" % number)]
+        assert mine == [b"%d-%d" % (number, visit) for visit in range(20)]
 
 
 def test_closed_journal_refuses(directory):
@@ -307,7 +355,8 @@ journal = Journal.open(Path(sys.argv[1]), max_bytes=1 << 30)
 journal.append([b"before"]).result(50)
 _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
-failed = [journal.append([bytes(1 << 21)]) for _ in range(5)]
+# Not of zeros, as the rest of the file is: half of it would be all of it.
+failed = [journal.append([b"x" * (1 << 21)]) for _ in range(5)]
 for future in failed:
     error = future.exception(50)
     assert isinstance(error, Unavailable), error
@@ -490,8 +539,9 @@ def test_steady_traffic_writes_over_its_segments(journal, monkeypatch):
     begin = GroupWriter._begin
 
     def note(self, *args):
-        begin(self, *args)
+        unsafe = begin(self, *args)
         made.update(path.stat().st_ino for path in journal.path.glob("*.log"))
+        return unsafe
 
     monkeypatch.setattr(GroupWriter, "_begin", note)
     for number in range(100):
@@ -679,12 +729,24 @@ def test_numbers_of_what_was_moved_are_never_used_again(directory):
 
 
 class Disk:
-    """A disk that fails at times, before or after it has written."""
+    """A disk that fails at times: before, as or after it writes, or makes it safe."""
 
     def __init__(self, monkeypatch):
         self.rng = np.random.default_rng(11)
         self.pwrite, self.failed = os.pwrite, 0
         monkeypatch.setattr(groups.os, "pwrite", self)
+        for kind in (KernelSync, ThreadSync):
+            monkeypatch.setattr(kind, "has_ended", self.failing(kind.has_ended))
+
+    def failing(self, has_ended):
+        def ended_badly(sync):
+            ended = has_ended(sync)
+            if ended and self.rng.random() < 0.1:
+                self.failed += 1
+                raise OSError(errno.EIO, "the disk fails")
+            return ended
+
+        return ended_badly
 
     def __call__(self, file, content, offset):
         chance = self.rng.random()
@@ -698,7 +760,11 @@ class Disk:
 
 
 @pytest.mark.usefixtures("small_segments")
-def test_failing_disk_costs_only_what_was_refused(directory, monkeypatch, caplog):
+@pytest.mark.parametrize("make_sync", [syncing.make_sync, lambda _: ThreadSync()])
+def test_failing_disk_costs_only_what_was_refused(
+    directory, make_sync, monkeypatch, caplog
+):
+    monkeypatch.setattr(journal_module, "make_sync", make_sync)
     with closing(Journal.open(directory, max_bytes=LARGE)) as journal:
         disk = Disk(monkeypatch)
         accepted, refused, moved = [], [], []
