@@ -2,6 +2,8 @@
 
 import os
 import resource
+import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 
@@ -116,16 +118,61 @@ def test_kernel_does_it_here(tmp_path):
         assert isinstance(sync, KernelSync)
 
 
-@pytest.mark.parametrize("known", [{}, dict.fromkeys(syncing._CALLS, (9999,) * 4)])
-def test_thread_does_it_where_the_kernel_has_no_such_calls(
-    tmp_path, file, folder, known, monkeypatch
-):
-    monkeypatch.setattr(syncing, "_CALLS", known)
+def test_thread_does_it_on_other_processors(tmp_path, file, folder, monkeypatch):
+    monkeypatch.setattr(syncing, "_CALLS", {})
     before = open_files()
     with closing(make_sync(tmp_path)) as sync:
         assert isinstance(sync, ThreadSync)
         sync_whole(sync, file, folder)
     assert open_files() == before
+
+
+# A sandbox like those of containers: a filter that forbids one system call.
+SANDBOXED = """
+import ctypes, errno, logging, platform, struct, sys
+from pathlib import Path
+from experiment_service.journal import Journal, syncing
+
+setup, _, _, submit = syncing._CALLS[platform.machine()]
+forbidden = {"setup": setup, "submit": submit}[sys.argv[2]]
+refusal, allowed = 0x00050000 | errno.EPERM, 0x7FFF0000
+rules = b"".join(
+    struct.pack("HBBI", *rule)
+    for rule in (
+        (0x20, 0, 0, 0),  # the number of the call
+        (0x15, 0, 1, forbidden),
+        (0x06, 0, 0, refusal),
+        (0x06, 0, 0, allowed),
+    )
+)
+content = ctypes.create_string_buffer(rules)
+program = ctypes.create_string_buffer(struct.pack("HxxxxxxP", 4, ctypes.addressof(content)))
+prctl = ctypes.CDLL(None, use_errno=True).prctl
+no_new_privileges, set_filter, by_rules = 38, 22, 2
+assert prctl(no_new_privileges, 1, 0, 0, 0) == 0
+assert prctl(set_filter, by_rules, program) == 0, ctypes.get_errno()
+logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+journal = Journal.open(Path(sys.argv[1]), max_bytes=1 << 20)
+for number in range(100):
+    journal.append([b"%d" % number]).result(50)
+assert [int(payload) for _, payload in journal.read(200)] == list(range(100))
+journal.close()
+"""
+
+
+@pytest.mark.parametrize("forbidden", ["setup", "submit"])
+def test_thread_does_it_in_a_sandbox_that_forbids_such_calls(tmp_path, forbidden):
+    child = subprocess.run(
+        [sys.executable, "-c", SANDBOXED, str(tmp_path), forbidden],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert child.stdout == (
+        "files are synced by a thread reason=[Errno 1] Operation not permitted\n"
+    ), child.stderr
+    assert child.returncode == 0, child.stderr
 
 
 def test_missing_folder_is_told(tmp_path):
