@@ -195,6 +195,9 @@ class ExperimentApi(FastAPI):
             finally:
                 storing.cancel()
                 await loop.run_in_executor(None, self._store_use)
+        except ExperimentServiceError as error:
+            self.failure = error
+            raise
         finally:
             await loop.run_in_executor(None, services.__exit__, None, None, None)
             log.info("stopped")
@@ -207,12 +210,11 @@ class ExperimentApi(FastAPI):
             refusals_per_second=self._settings.refusals_per_second,
         )
         if not loopback and not keeper.configuration.keys:
-            self.failure = Unavailable(
+            raise Unavailable(
                 f"the API listens on {self._settings.host}, where strangers can reach it, and there is "
                 "no key; make one with `experiment-service keys create NAME --scope "
                 "admin`, or listen on 127.0.0.1"
             )
-            raise self.failure
         self.desk = Desk(self.services, loop)
         self._refusals = Refusals(self.desk.tally)
         self.monitor = Monitor(

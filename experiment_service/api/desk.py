@@ -1,6 +1,7 @@
 """Desk: the hot routes, answered from memory and the journal, never from Postgres."""
 
 import asyncio
+import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from datetime import datetime
@@ -51,12 +52,13 @@ class Outbox:
     journal : Journal
         Where events become durable; settled by the loop.
     loop : AbstractEventLoop
-        The loop that requests run in; all calls come from it.
+        The loop that requests run in; all calls come from it, this one too.
     """
 
     def __init__(self, journal: Journal, loop: asyncio.AbstractEventLoop) -> None:
         self._journal = journal
         self._loop = loop
+        self._thread = threading.get_ident()
         self._payloads: list[bytes] = []
         self._waiters: list[asyncio.Future[None]] = []
         self._failure: tuple[float, BaseException] | None = None
@@ -96,7 +98,10 @@ class Outbox:
             return
 
         def settle(done: Future[None]) -> None:
-            self._settle(waiters, done.exception())
+            if threading.get_ident() == self._thread:
+                self._settle(waiters, done.exception())
+            else:  # the loop has left the journal, as the process ends
+                self._loop.call_soon_threadsafe(self._settle, waiters, done.exception())
 
         durable.add_done_callback(settle)
 

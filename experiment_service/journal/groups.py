@@ -181,13 +181,15 @@ class GroupWriter:
         self._folder = folder
         self.segment = segment
         self._opened: Unsafe | None = None
+        # Whether nothing in the last segment has been made safe yet.
+        self._is_unproven = False
         self._offset = 0
         self._next = self.complete = sequence
 
     def write(
         self, now: float, payloads: Sequence[bytes], *, used: Callable[[], int]
     ) -> Unsafe:
-        """Write one group; `confirm` it once it is safe, or `close` when that failed.
+        """Write one group; `confirm` it once it is safe, or `give_up` when that failed.
 
         Parameters
         ----------
@@ -215,7 +217,7 @@ class GroupWriter:
                 return self._begin(first, group, used)
             _write_all(self._opened.file, group, self._offset)
         except BaseException:
-            self.close()
+            self.give_up()
             raise
         self._offset += len(group)
         return self._opened._replace(folder=None)
@@ -223,26 +225,31 @@ class GroupWriter:
     def confirm(self) -> None:
         """Take note that what was written is safe."""
         self.complete = self._next
+        self._is_unproven = False
+
+    def give_up(self) -> None:
+        """Go on in another segment; one that holds nothing safe is removed."""
+        self.close()
+        if self._is_unproven:
+            self._is_unproven = False
+            with suppress(OSError):
+                segment_path(self._folder, self.segment).unlink()
 
     def _begin(self, first: int, group: bytes, used: Callable[[], int]) -> Unsafe:
-        """Begin a segment; one that failed is removed, and its number not used again."""
+        """Begin a segment; the number of one that failed is not used again."""
         self.close()
         self.segment += 1
+        self._is_unproven = True
         path = segment_path(self._folder, self.segment)
         content = _write_head(self.segment, first, self.complete) + group
-        try:
-            is_new = not self._take_used(path, used())
-            file = os.open(path, os.O_WRONLY | os.O_CREAT, OWNER_ONLY)
-            self._opened = Unsafe(file, None)
-            if is_new:
-                # Once: each write that makes a file longer takes the disk longer.
-                os.posix_fallocate(file, 0, SEGMENT_BYTES)
-            _write_all(file, content, 0)
-            self._opened = Unsafe(file, os.open(self._folder, os.O_RDONLY))
-        except BaseException:
-            with suppress(OSError):
-                path.unlink()
-            raise
+        is_new = not self._take_used(path, used())
+        file = os.open(path, os.O_WRONLY | os.O_CREAT, OWNER_ONLY)
+        self._opened = Unsafe(file, None)
+        if is_new:
+            # Once: each write that makes a file longer takes the disk longer.
+            os.posix_fallocate(file, 0, SEGMENT_BYTES)
+        _write_all(file, content, 0)
+        self._opened = Unsafe(file, os.open(self._folder, os.O_RDONLY))
         self._offset = len(content)
         return self._opened
 

@@ -78,7 +78,7 @@ class Journal:
         # Guards the mover; there is none where another process moves the events.
         self._moves = threading.Lock()
         self._mover = None if locks.mover is None else Mover(path, self._ends)
-        # Guards what follows; never held while waiting for the disk.
+        # Guards what follows; not held while a group is made safe.
         self._appending = threading.Lock()
         self._queue: _Appends = []
         self._under_way: _Appends = []
@@ -274,6 +274,8 @@ class Journal:
         ended: list[tuple[_Appends, Exception | None]] = []
         with self._appending:
             self._check_open()
+            if not self._is_settled_by_loop:
+                self._start_thread()
             kept = self.pending_bytes + self._set_aside.size
             if kept + size > self._max_bytes:
                 raise Unavailable(
@@ -284,8 +286,6 @@ class Journal:
             self._unsafe_bytes += size
             if not self._under_way:
                 ended = self._begin_next()
-            if self._under_way and not self._is_settled_by_loop:
-                self._start_thread()
         _tell(ended)
         return future
 
@@ -305,7 +305,9 @@ class Journal:
         Unavailable
             When the folder can't be read.
         """
-        with self._appending, translated(self.path):
+        with self._appending:
+            if self._thread is not None:
+                raise AssertionError("a thread settles what was appended before")
             sync = self._opened_sync()
             self._is_settled_by_loop = True
         loop.add_reader(sync.fileno, self._settle)
@@ -318,15 +320,18 @@ class Journal:
 
     def _opened_sync(self) -> Sync:
         if self._sync is None:
-            self._sync = make_sync(self.path)
+            with translated(self.path):
+                self._sync = make_sync(self.path)
         return self._sync
 
     def _start_thread(self) -> None:
         if self._thread is None:
-            self._thread = threading.Thread(
+            self._opened_sync()  # the thread waits for it
+            thread = threading.Thread(
                 target=self._settle_until_closed, name="journal", daemon=True
             )
-            self._thread.start()
+            thread.start()
+            self._thread = thread
 
     def _settle_until_closed(self) -> None:
         while not self._closed.is_set():
@@ -349,14 +354,14 @@ class Journal:
                     return
                 self._writer.confirm()
             except OSError as error:
-                self._writer.close()
+                self._writer.give_up()
                 failure = error
             group, self._under_way = self._under_way, []
             ended = [(group, self._note(group, failure)), *self._begin_next()]
         _tell(ended)
 
     def _begin_next(self) -> list[tuple[_Appends, Exception | None]]:
-        """Write what is queued; return it at once if it did not come to wait for."""
+        """Write what is queued; return what has ended by that, as nothing is under way."""
         group, self._queue = self._queue, []
         payloads = [payload for each, _ in group for payload in each]
         failure: Exception | None = None
@@ -369,7 +374,7 @@ class Journal:
                 )
                 self._opened_sync().begin(*unsafe)
             except Exception as error:  # whatever it is, the callers must know
-                self._writer.close()
+                self._writer.give_up()
                 failure = error
             else:
                 self._under_way = group
@@ -498,7 +503,7 @@ class Journal:
             self._thread.join()
         self._settle_all()
         with self._moves:
-            empty = not self.depth and not self._set_aside.count
+            empty = not self._set_aside.count and self._holds_nothing()
             if self._locks.owner is not None:
                 self._writer.close()
             if self._sync is not None:
@@ -509,6 +514,18 @@ class Journal:
             if remove and empty:
                 remove_slot(self.path)
             self._locks.release()
+
+    def _holds_nothing(self) -> bool:
+        """Whether no event is left, also none that was counted wrongly.
+
+        One that was refused, as making it safe failed, may have been moved all the same.
+        """
+        if self.depth or self._mover is None:
+            return not self.depth
+        try:
+            return not self._mover.read(1, 0)
+        except OSError:
+            return False
 
 
 def _tell(ended: Sequence[tuple[_Appends, Exception | None]]) -> None:

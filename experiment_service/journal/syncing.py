@@ -32,7 +32,7 @@ _EVENT = struct.Struct("<QQqq")
 
 # A file and a folder.
 _MOST_AT_ONCE = 2
-_PROBE_SECONDS = 10
+_PROBE_SECONDS = 10  # more, when it is the disk that hangs
 
 
 class Sync(Protocol):
@@ -61,7 +61,7 @@ class Sync(Protocol):
         Raises
         ------
         OSError
-            When it has, and the disk failed.
+            When all of it has ended, and the disk failed.
         """
 
     def close(self) -> None:
@@ -161,14 +161,17 @@ class KernelSync:
         _drain(self.fileno)
         if not self._awaited:
             return False
-        count = self._call(
-            self._get_events,
-            self._context,
-            ctypes.c_long(0),
-            ctypes.c_long(_MOST_AT_ONCE),
-            self._events,
-            None,
-        )
+        try:
+            count = self._call(
+                self._get_events,
+                self._context,
+                ctypes.c_long(0),
+                ctypes.c_long(_MOST_AT_ONCE),
+                self._events,
+                None,
+            )
+        except InterruptedError:
+            return False  # by a signal, which it is only when there are none
         for number in range(count):
             *_, result, _ = _EVENT.unpack_from(self._events, number * _EVENT.size)
             if result < 0:

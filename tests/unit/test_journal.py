@@ -731,8 +731,8 @@ def test_numbers_of_what_was_moved_are_never_used_again(directory):
 class Disk:
     """A disk that fails at times: before, as or after it writes, or makes it safe."""
 
-    def __init__(self, monkeypatch):
-        self.rng = np.random.default_rng(11)
+    def __init__(self, monkeypatch, failures=0.1):
+        self.rng, self.failures = np.random.default_rng(11), failures
         self.pwrite, self.failed = os.pwrite, 0
         monkeypatch.setattr(groups.os, "pwrite", self)
         for kind in (KernelSync, ThreadSync):
@@ -741,7 +741,7 @@ class Disk:
     def failing(self, has_ended):
         def ended_badly(sync):
             ended = has_ended(sync)
-            if ended and self.rng.random() < 0.1:
+            if ended and self.rng.random() < self.failures:
                 self.failed += 1
                 raise OSError(errno.EIO, "the disk fails")
             return ended
@@ -787,6 +787,57 @@ def test_failing_disk_costs_only_what_was_refused(
         assert moved == sorted(moved, key=lambda each: int(each.rstrip(bytes(1))))
         assert "damaged" not in caplog.text
         assert len(list(journal.path.glob("*.log"))) <= 4
+
+
+@pytest.mark.parametrize("kind", [KernelSync, ThreadSync])
+def test_disk_that_makes_nothing_safe_is_not_filled(directory, kind, monkeypatch):
+    with closing(Journal.open(directory, max_bytes=LARGE)) as journal:
+        append(journal, b"before")
+    journal = Journal.open(directory, max_bytes=LARGE)
+    with closing(journal):
+        with monkeypatch.context() as failing:
+            failing.setattr(journal_module, "make_sync", lambda _: kind())
+            disk = Disk(failing, failures=1.0)
+            failing.setattr(groups.os, "pwrite", disk.pwrite)
+            for _ in range(30):
+                with pytest.raises(Unavailable, match="the disk fails"):
+                    append(journal, b"refused")
+            assert len(segments_of(directory)) == 1
+        append(journal, b"after")
+        found = move_all(journal)
+        assert [each for each in found if each != b"refused"] == [b"before", b"after"]
+
+
+def test_journal_is_not_removed_with_an_event_that_was_counted_wrongly(
+    directory, monkeypatch
+):
+    journal = Journal.open(directory, max_bytes=LARGE)
+    append(journal, b"a")
+    with monkeypatch.context() as failing:
+        disk = Disk(failing, failures=1.0)
+        failing.setattr(groups.os, "pwrite", disk.pwrite)
+        with pytest.raises(Unavailable):
+            append(journal, b"refused")
+    # It was refused, and can be read all the same.
+    assert move_all(journal) == [b"a", b"refused"]
+    append(journal, b"accepted")
+    journal.close(remove=True)
+    (again,) = Journal.abandoned(directory)
+    with closing(again):
+        assert payloads_of(again) == [b"accepted"]
+
+
+def test_append_keeps_nothing_when_no_thread_can_be_started(journal, monkeypatch):
+    with monkeypatch.context() as failing:
+        failing.setattr(threading.Thread, "start", no_more_threads)
+        with pytest.raises(RuntimeError, match="can't start"):
+            journal.append([b"refused"])
+    append(journal, b"accepted")
+    assert payloads_of(journal) == [b"accepted"]
+
+
+def no_more_threads(_):
+    raise RuntimeError("can't start new thread")
 
 
 def test_mover_follows_a_process_that_begins_again(directory):

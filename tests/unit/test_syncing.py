@@ -2,6 +2,7 @@
 
 import os
 import resource
+import signal
 import subprocess
 import sys
 from contextlib import closing
@@ -89,6 +90,22 @@ def test_descriptors_may_have_large_numbers(file, folder):
     for each in taken:
         os.close(each)
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_signals_are_no_failures(file, folder):
+    told = []
+    former = signal.signal(signal.SIGALRM, lambda *_: told.append(1))
+    signal.setitimer(signal.ITIMER_REAL, 2e-5, 2e-5)
+    try:
+        with closing(kernel_sync()) as sync:
+            for _ in range(300):
+                sync.begin(file, folder)
+                while not sync.has_ended():
+                    pass
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, former)
+    assert told
 
 
 @pytest.mark.parametrize("is_folder", [False, True])

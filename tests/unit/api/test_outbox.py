@@ -1,6 +1,8 @@
 """The outbox: one append per turn of the loop, and each request hears of its own."""
 
 import asyncio
+import threading
+import time
 from concurrent.futures import Future
 
 import pytest
@@ -71,3 +73,19 @@ def test_cancelled_request_leaves_the_others_alone():
         await stays
 
     asyncio.run(scenario())
+
+
+def test_request_hears_of_its_events_from_another_thread():
+    async def scenario():
+        journal = HeldJournal()
+        outbox = Outbox(journal, asyncio.get_running_loop())
+        waiter = outbox.put([b"a"])
+        await asyncio.sleep(0)
+        future = journal.appended[0][1]
+        threading.Timer(0.05, future.set_result, [None]).start()
+        # Nothing else wakes the loop.
+        await asyncio.wait_for(waiter, 10)
+
+    started = time.monotonic()
+    asyncio.run(scenario())
+    assert time.monotonic() - started < 5
