@@ -180,7 +180,8 @@ class GroupWriter:
     def __init__(self, folder: Path, *, segment: int, sequence: int) -> None:
         self._folder = folder
         self.segment = segment
-        self._opened: Unsafe | None = None
+        self._file: int | None = None
+        self._folder_file: int | None = None
         # Whether nothing in the last segment has been made safe yet.
         self._is_unproven = False
         self._offset = 0
@@ -213,14 +214,14 @@ class GroupWriter:
         first = self._next
         self._next += len(payloads)
         try:
-            if self._opened is None or self._offset >= SEGMENT_BYTES:
+            if self._file is None or self._offset >= SEGMENT_BYTES:
                 return self._begin(first, group, used)
-            _write_all(self._opened.file, group, self._offset)
+            _write_all(self._file, group, self._offset)
         except BaseException:
             self.give_up()
             raise
         self._offset += len(group)
-        return self._opened._replace(folder=None)
+        return Unsafe(self._file, None)
 
     def confirm(self) -> None:
         """Take note that what was written is safe."""
@@ -243,15 +244,14 @@ class GroupWriter:
         path = segment_path(self._folder, self.segment)
         content = _write_head(self.segment, first, self.complete) + group
         is_new = not self._take_used(path, used())
-        file = os.open(path, os.O_WRONLY | os.O_CREAT, OWNER_ONLY)
-        self._opened = Unsafe(file, None)
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT, OWNER_ONLY)
+        self._folder_file = os.open(self._folder, os.O_RDONLY)
         if is_new:
             # Once: each write that makes a file longer takes the disk longer.
-            os.posix_fallocate(file, 0, SEGMENT_BYTES)
-        _write_all(file, content, 0)
-        self._opened = Unsafe(file, os.open(self._folder, os.O_RDONLY))
+            os.posix_fallocate(self._file, 0, SEGMENT_BYTES)
+        _write_all(self._file, content, 0)
         self._offset = len(content)
-        return self._opened
+        return Unsafe(self._file, self._folder_file)
 
     def _take_used(self, path: Path, used: int) -> bool:
         """Give the oldest used segment another name; False when there is none."""
@@ -266,12 +266,10 @@ class GroupWriter:
 
     def close(self) -> None:
         """Close the files."""
-        if self._opened is not None:
-            file, folder = self._opened
-            self._opened = None
-            os.close(file)
-            if folder is not None:
-                os.close(folder)
+        for file in (self._file, self._folder_file):
+            if file is not None:
+                os.close(file)
+        self._file = self._folder_file = None
 
 
 def _write_all(file: int, content: bytes, offset: int) -> None:

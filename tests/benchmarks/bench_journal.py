@@ -1,6 +1,6 @@
 """What a group of events costs in the journal, in an SQLite file and on the bare disk.
 
-Run by `make bench`, in half a minute. Groups go one after the other: each waits for the
+Run by `make bench`, in a minute. Groups go one after the other: each waits for the
 disk, and every hundred of them what waits is read and forgotten.
 
     journal  as requests use it: in an event loop, which hears when events are safe

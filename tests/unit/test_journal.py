@@ -789,14 +789,14 @@ def test_failing_disk_costs_only_what_was_refused(
         assert len(list(journal.path.glob("*.log"))) <= 4
 
 
-@pytest.mark.parametrize("kind", [KernelSync, ThreadSync])
-def test_disk_that_makes_nothing_safe_is_not_filled(directory, kind, monkeypatch):
+@pytest.mark.parametrize("make_sync", [syncing.make_sync, lambda _: ThreadSync()])
+def test_disk_that_makes_nothing_safe_is_not_filled(directory, make_sync, monkeypatch):
     with closing(Journal.open(directory, max_bytes=LARGE)) as journal:
         append(journal, b"before")
     journal = Journal.open(directory, max_bytes=LARGE)
     with closing(journal):
         with monkeypatch.context() as failing:
-            failing.setattr(journal_module, "make_sync", lambda _: kind())
+            failing.setattr(journal_module, "make_sync", make_sync)
             disk = Disk(failing, failures=1.0)
             failing.setattr(groups.os, "pwrite", disk.pwrite)
             for _ in range(30):

@@ -84,12 +84,14 @@ def test_descriptors_may_have_large_numbers(file, folder):
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, hard), hard))
     taken = [os.dup(file) for _ in range(1100)]
-    with closing(kernel_sync()) as sync:
-        assert sync.fileno > 1024
-        sync_whole(sync, file, folder)
-    for each in taken:
-        os.close(each)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    try:
+        with closing(kernel_sync()) as sync:
+            assert sync.fileno > 1024
+            sync_whole(sync, file, folder)
+    finally:
+        for each in taken:
+            os.close(each)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_signals_are_no_failures(file, folder):
